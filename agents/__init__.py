@@ -1,0 +1,1 @@
+"""Weir agents: probes, reports and local application of the plan."""

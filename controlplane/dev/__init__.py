@@ -1,0 +1,1 @@
+"""The local topology behind `weir dev` and `weir chaos`."""

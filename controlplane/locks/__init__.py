@@ -1,0 +1,1 @@
+"""Locks whose fencing tokens never go back."""

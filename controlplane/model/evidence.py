@@ -1,0 +1,120 @@
+"""Evidence: what was observed, as the decision receives it.
+
+Two forms. A `Digest` is what one replica merged from its agents, cumulative since its boot;
+digests travel between
+replicas. `Evidence` is what one tick adds: the difference of two sets of digests, made by
+`decision.fold`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from controlplane.model.ids import ChannelName, Epoch, RegionName, ReplicaId
+from controlplane.model.latency import Histogram
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes:
+    """Calls and their latency. Cumulative in a digest, gained since the last tick in evidence."""
+
+    ok: int = 0
+    error: int = 0
+    declined: int = 0
+    latency: Histogram = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """All calls with an outcome."""
+        return self.ok + self.error + self.declined
+
+
+NOTHING = Outcomes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellCounters:
+    """One cell: real payments and probes kept apart."""
+
+    channel: ChannelName
+    traffic: Outcomes = NOTHING
+    probe: Outcomes = NOTHING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngressView:
+    """What the agents of one region see of another region's ingress.
+
+    `ok` and `failed` are cumulative in a digest, gained in evidence. Ages in ms, None when never.
+    """
+
+    target: RegionName
+    ok: int = 0
+    failed: int = 0
+    last_success_age_ms: int | None = None
+    failures_since_success: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionEvidence:
+    """What the agents of one region said. `report_age_ms` is None when none ever reported."""
+
+    region: RegionName
+    report_age_ms: int | None = None
+    agents_live: int = 0
+    agents_expected: int = 1
+    loop_lag_ms: float = 0.0
+    clock_offset_ms: float | None = None
+    queue_lag_s: Mapping[str, float] = field(default_factory=dict)
+    cells: tuple[CellCounters, ...] = ()
+    ingress: tuple[IngressView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subscriber:
+    """Who applied which plan. `kind` is agent, watch, envoy or grpc."""
+
+    name: str
+    kind: str
+    region: str = ""
+    applied_epoch: Epoch = Epoch(0)
+    age_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digest:
+    """Merged evidence of one replica, cumulative since `boot`. The newest (boot, seq) replaces the
+    older."""
+
+    replica: ReplicaId
+    region: RegionName
+    boot: int
+    seq: int
+    regions: tuple[RegionEvidence, ...] = ()
+    subscribers: tuple[Subscriber, ...] = ()
+    plan_epoch: Epoch = Epoch(0)
+    highest_epoch: Epoch = Epoch(0)
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """The input of one tick.
+
+    `regions` holds one entry per configured region, sorted by name, counters gained since the last
+    tick.
+    `committed_epoch` is the newest epoch read back from etcd, `converged_epoch` the newest epoch
+    that every live subscriber
+    has applied or is past its staleness bound. `highest_epoch` is the highest epoch anyone has
+    ever seen.
+    `coordination_suspect` is true when many leases vanished at once: evidence against etcd, not
+    against regions.
+    """
+
+    regions: tuple[RegionEvidence, ...]
+    leader_region: RegionName | None = None
+    committed_epoch: Epoch = Epoch(0)
+    converged_epoch: Epoch = Epoch(0)
+    highest_epoch: Epoch = Epoch(0)
+    coordination_suspect: bool = False

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from controlplane.dev.process import Child, find_binary, free_port
 from controlplane.model.errors import WeirError
@@ -132,8 +133,7 @@ class EtcdCluster:
             if not member.child.alive:
                 continue
             status = etcd_status(member.client_port)
-            header = status.get("header", {}) if status else {}
-            if status and status.get("leader") == header.get("member_id"):
+            if status and status["leader"] == status["header"]["member_id"]:
                 return member
         raise WeirError("etcd: no member leads")
 
@@ -143,12 +143,12 @@ class EtcdCluster:
             member.child.kill()
 
 
-def etcd_status(port: int) -> dict[str, str] | None:
+def etcd_status(port: int) -> dict[str, Any] | None:
     """Maintenance status over the JSON gateway; None when the member does not answer."""
     conn = http.client.HTTPConnection("127.0.0.1", port, timeout=0.5)
     try:
         conn.request("POST", "/v3/maintenance/status", b"{}")
-        status: dict[str, str] = json.loads(conn.getresponse().read())
+        status: dict[str, Any] = json.loads(conn.getresponse().read())
         return status
     except (OSError, http.client.HTTPException, ValueError):
         return None

@@ -264,7 +264,9 @@ class PolicySection(Section):
     def build(self) -> Policy:
         """Return the policy; lists become tuples."""
         extra = self.model_extra or {}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in extra.items()}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in extra.items()
+        }
         return Policy(**values)
 
 

@@ -1,0 +1,83 @@
+"""The board: the plan in force at this replica.
+
+Only plans read back from etcd (or, before that, the last good one from disk) come here. The board
+refuses to go backwards
+and refuses what the audit refuses, whoever sent it: a subscriber of this replica never sees a bad
+or an older plan.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import structlog
+
+from controlplane.model import audit
+from controlplane.model.ids import Epoch
+from controlplane.model.plan import Plan
+from controlplane.model.topology import Topology
+
+log = structlog.get_logger(__name__)
+
+
+class PlanBoard:
+    """Holds the newest plan and wakes whoever waits for a newer one. A slow reader sees the newest
+    only."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._plan: Plan | None = None
+        self._changed = asyncio.Condition()
+        self._listeners: list[Callable[[Plan], None]] = []
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan in force, None before the first."""
+        return self._plan
+
+    @property
+    def epoch(self) -> Epoch:
+        """Its epoch; 0 before the first."""
+        return self._plan.epoch if self._plan else Epoch(0)
+
+    def listen(self, listener: Callable[[Plan], None]) -> None:
+        """Call `listener` at once with every plan that comes into force (and now, if there is
+        one)."""
+        self._listeners.append(listener)
+        if self._plan is not None:
+            listener(self._plan)
+
+    async def publish(self, plan: Plan) -> bool:
+        """Put a committed plan into force; False when it was refused."""
+        if self._plan is not None and plan.epoch <= self._plan.epoch:
+            if plan.epoch < self._plan.epoch:
+                log.warning("plan_refused", epoch=plan.epoch, in_force=self._plan.epoch)
+            return False
+        violations = audit.check(plan, None)
+        if violations:
+            log.error("plan_refused", epoch=plan.epoch, violations=[str(v) for v in violations])
+            return False
+        self._plan = plan
+        for listener in self._listeners:
+            listener(plan)
+        async with self._changed:
+            self._changed.notify_all()
+        return True
+
+    async def wait_newer(self, epoch: int) -> Plan:
+        """Wait until a plan above `epoch` is in force, and return it."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.epoch > epoch)
+        plan = self._plan
+        if plan is None:  # wait_for saw an epoch above 0
+            raise RuntimeError("no plan after a wake-up")
+        return plan
+
+    async def watch(self, after_epoch: int = 0) -> AsyncIterator[Plan]:
+        """Yield the current plan if it is above `after_epoch`, then every newest one."""
+        seen = after_epoch
+        while True:
+            plan = await self.wait_newer(seen)
+            seen = plan.epoch
+            yield plan

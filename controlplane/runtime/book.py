@@ -1,0 +1,76 @@
+"""The book of digests: the newest of every replica, and what follows from all of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from controlplane.model.evidence import Digest, Subscriber
+from controlplane.model.ids import Epoch, ReplicaId
+
+FORGET_MS: Final = 600_000
+"""A replica unheard of for ten minutes is forgotten."""
+
+STALE_SUBSCRIBER_MS: Final = 5_000
+"""A subscriber with no sign of life for this long counts as stopped, not as lagging."""
+
+MAX_REPLICAS: Final = 64
+"""More replicas than this are refused: each costs one stream and one digest a tick."""
+
+
+class DigestBook:
+    """Newest digest per replica with the time it came. Older, repeated and reordered ones are
+    ignored."""
+
+    def __init__(self) -> None:
+        self._entries: dict[ReplicaId, tuple[Digest, int]] = {}
+
+    def put(self, digest: Digest, now_ms: int) -> bool:
+        """Keep a digest if it is news; tell whether it was."""
+        known = self._entries.get(digest.replica)
+        if known is not None:
+            old = known[0]
+            if old.boot == digest.boot and old.seq >= digest.seq:
+                return False
+        elif len(self._entries) >= MAX_REPLICAS:
+            return False
+        self._entries[digest.replica] = (digest, now_ms)
+        return True
+
+    def entries(self, now_ms: int) -> list[tuple[Digest, int]]:
+        """All digests with their age in ms, sorted by replica."""
+        for replica, (_, at) in list(self._entries.items()):
+            if now_ms - at > FORGET_MS:
+                del self._entries[replica]
+        return [(digest, now_ms - at) for _, (digest, at) in sorted(self._entries.items())]
+
+    def highest_epoch(self) -> Epoch:
+        """Highest epoch anyone has reported."""
+        return Epoch(
+            max((max(d.highest_epoch, d.plan_epoch) for d, _ in self._entries.values()), default=0)
+        )
+
+
+def live_subscribers(entries: Iterable[tuple[Digest, int]]) -> list[Subscriber]:
+    """Return subscribers with a recent sign of life, over all replicas that are themselves heard
+    of.
+
+    A subscriber of several replicas counts once, with the highest epoch it acknowledged anywhere.
+    """
+    best: dict[tuple[str, str], Subscriber] = {}
+    for digest, age_ms in entries:
+        if age_ms > STALE_SUBSCRIBER_MS:
+            continue
+        for subscriber in digest.subscribers:
+            if subscriber.age_ms + age_ms > STALE_SUBSCRIBER_MS:
+                continue
+            key = (subscriber.kind, subscriber.name)
+            known = best.get(key)
+            if known is None or known.applied_epoch < subscriber.applied_epoch:
+                best[key] = subscriber
+    return [best[key] for key in sorted(best)]
+
+
+def converged_epoch(subscribers: Iterable[Subscriber], current: Epoch) -> Epoch:
+    """Return the epoch that every live subscriber has applied; `current` when there is none."""
+    return Epoch(min((s.applied_epoch for s in subscribers), default=current))

@@ -1,0 +1,96 @@
+"""Who follows the plan at this replica, and which epoch each has applied.
+
+"Converged" means that every live subscriber has applied an epoch. A subscriber is live while its
+stream is open and it
+has lately given a sign of life; who is neither has stopped by itself (`endpoint_stale_after`) and
+is not waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from controlplane.model.errors import InvalidInputError, UnavailableError
+from controlplane.model.evidence import Subscriber
+from controlplane.model.ids import Epoch
+
+NAME_MAX = 128
+"""Longest name of a subscriber."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One open stream. `streams` counts several of the same name."""
+
+    region: str
+    applied: Epoch
+    seen_ms: int
+    streams: int
+
+
+class SubscriberRegistry:
+    """Open plan streams by (kind, name), bounded. Time is passed in."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._entries: dict[tuple[str, str], _Entry] = {}
+        self._sources: list[Callable[[], tuple[Subscriber, ...]]] = []
+
+    def add_source(self, source: Callable[[], tuple[Subscriber, ...]]) -> None:
+        """Add subscribers kept elsewhere (xDS) to `snapshot`."""
+        self._sources.append(source)
+
+    def open(self, kind: str, name: str, region: str, now_ms: int) -> None:
+        """Count a stream. InvalidInputError for a bad name, UnavailableError when full."""
+        if not name or len(name) > NAME_MAX or not name.isprintable():
+            raise InvalidInputError(
+                "subscriber", f"must have 1 to {NAME_MAX} printable characters, e.g. east/app-1"
+            )
+        entry = self._entries.get((kind, name))
+        if entry is not None:
+            entry.streams += 1
+            entry.seen_ms = now_ms
+            return
+        if len(self._entries) >= self._limit:
+            raise UnavailableError(
+                f"this replica serves at most {self._limit} subscribers; use another one"
+            )
+        self._entries[kind, name] = _Entry(region, Epoch(0), now_ms, 1)
+
+    def close(self, kind: str, name: str) -> None:
+        """Forget a stream."""
+        entry = self._entries.get((kind, name))
+        if entry is None:
+            return
+        entry.streams -= 1
+        if entry.streams <= 0:
+            del self._entries[kind, name]
+
+    def ack(self, kind: str, name: str, epoch: Epoch, now_ms: int) -> None:
+        """Note an applied epoch; acknowledgements of unknown streams are ignored."""
+        entry = self._entries.get((kind, name))
+        if entry is not None:
+            entry.applied = Epoch(max(entry.applied, epoch))
+            entry.seen_ms = now_ms
+
+    def touch(self, kind: str, name: str, now_ms: int) -> None:
+        """Note a sign of life."""
+        entry = self._entries.get((kind, name))
+        if entry is not None:
+            entry.seen_ms = now_ms
+
+    def snapshot(self, now_ms: int) -> tuple[Subscriber, ...]:
+        """All subscribers, sorted by kind and name."""
+        own = [
+            Subscriber(
+                name=name,
+                kind=kind,
+                region=entry.region,
+                applied_epoch=entry.applied,
+                age_ms=now_ms - entry.seen_ms,
+            )
+            for (kind, name), entry in self._entries.items()
+        ]
+        others = [subscriber for source in self._sources for subscriber in source()]
+        return tuple(sorted(own + others, key=lambda s: (s.kind, s.name)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from controlplane.model.ids import ChannelName, Epoch, RegionName, ReplicaId
+from controlplane.model.ids import AgentId, ChannelName, Epoch, RegionName, ReplicaId
 from controlplane.model.latency import Histogram
 
 
@@ -54,6 +54,38 @@ class IngressView:
     failed: int = 0
     last_success_age_ms: int | None = None
     failures_since_success: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseTimes:
+    """Time a channel's probes spent in one phase: dns, tcp, tls or first_byte; cumulative."""
+
+    channel: ChannelName
+    phase: str
+    latency: Histogram
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What one agent says, cumulative since its `boot`. The newest (boot, seq) replaces the older.
+
+    `sent_at_ms` is the agent's wall clock, for the skew check at the edge only.
+    """
+
+    agent: AgentId
+    region: RegionName
+    boot: int
+    seq: int
+    sent_at_ms: int = 0
+    cells: tuple[CellCounters, ...] = ()
+    phases: tuple[PhaseTimes, ...] = ()
+    ingress: tuple[IngressView, ...] = ()
+    loop_lag_ms: float = 0.0
+    clock_offset_ms: float | None = None
+    queue_lag_s: Mapping[str, float] = field(default_factory=dict)
+    applied_epoch: Epoch = Epoch(0)
+    highest_epoch: Epoch = Epoch(0)
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

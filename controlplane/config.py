@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -31,6 +32,10 @@ Ms = Annotated[int, Field(gt=0, le=86_400_000)]
 
 ENV_PREFIX = "WEIR_"
 _CLI_ENV = {"WEIR_CONFIG", "WEIR_SERVER", "WEIR_STATE_DIR"}
+# Kubernetes puts these into every pod for a Service named weir or weir-…; they are not ours
+_SERVICE_LINK = re.compile(
+    r"[A-Z0-9_]+(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
+)
 _PRIORITY = {Role.PRIMARY: 1, Role.STANDBY: 2, Role.DR: 3}
 
 
@@ -414,6 +419,8 @@ def _check_environment(source: str) -> None:
     for key in os.environ:
         upper = key.upper()
         if not upper.startswith(ENV_PREFIX) or upper in _CLI_ENV:
+            continue
+        if "__" not in upper and _SERVICE_LINK.fullmatch(upper):
             continue
         section = upper.removeprefix(ENV_PREFIX).split("__")[0].lower()
         if section not in sections:

@@ -58,38 +58,64 @@ class Policy:
     """
 
     tick_ms: int = 500
+    """Length of one tick: the leader folds, decides and commits once in each."""
     report_interval_ms: int = 500
-    # a vantage says UP while its last success is younger than three intervals and the margin
+    """Interval at which agents are expected to report."""
     up_margin_ms: int = 500
+    """A vantage says UP while its last success is younger than three intervals plus this."""
     down_failures: int = 3
+    """Failures in a row after which a vantage says DOWN."""
     silent_after_ms: int = 2000
+    """Age of a region's newest report at which it counts as silent."""
     # suspicion (Lifeguard): from suspect to failed, shrinking with confirmations
     suspicion_min_ms: int = 5000
+    """From suspect to failed when every other region confirms."""
     suspicion_max_ms: int = 12_000
+    """From suspect to failed when a single witness stands alone."""
     slow_failure_ms: int = 10_000
+    """Duration of an ingress black hole or brown-out until the region is failed."""
     hold_down_ms: int = 30_000
+    """Least quiet after a failure before a region may come back."""
     ramp_bp: tuple[int, ...] = (100, 500, 2500, 7000)
+    """Steps of a region's return, as parts of its share."""
     ramp_step_ms: int = 10_000
+    """Length of one step of the return."""
     # flap damping
     flap_penalty: int = 1000
+    """Penalty that one failure adds to a region's damping."""
     flap_half_life_ms: int = 300_000
+    """Time in which the penalty halves."""
     flap_suppress: int = 2000
+    """Penalty at which a region is kept out."""
     flap_reuse: int = 750
+    """Penalty below which it may come back."""
     flap_max_ms: int = 1_800_000
+    """Longest time a region is kept out for flapping."""
     # breakers: open time doubles up to its bound
     breaker_open_ms: int = 10_000
+    """First open time of a breaker; doubles with every trip."""
     breaker_open_max_ms: int = 60_000
+    """Longest open time of a breaker."""
     breaker_max_open_bp: int = 5000
+    """Share of the live regions of a channel whose breakers may be open at once."""
     slow_factor: int = 3
+    """A call is slow beyond this many times the learned median."""
     # weights
     utilisation_target_bp: int = 8000
+    """Utilisation up to which a region is filled before spilling."""
     step_limit_bp: int = 250
+    """Most a weight moves in one tick, unless a region is failed, drained or overloaded."""
     dead_band_bp: int = 50
+    """Differences smaller than this move nothing."""
     # safety
     min_regions: int = 1
+    """Regions that always keep traffic: the last ones are never drained."""
     max_failovers_per_h: int = 6
+    """Automatic failovers an hour; beyond it an operator decides."""
     local_unwell_lag_ms: int = 500
+    """Event-loop lag at which an observer disregards its own observations."""
     budget_ms: int = 30_000
+    """Time from first symptom to applied everywhere that a failover may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,11 +26,11 @@ from controlplane.model.evidence import (
     IngressView,
     Outcomes,
     RegionEvidence,
+    Report,
     Subscriber,
 )
 from controlplane.model.ids import AgentId, ChannelName, Epoch, RegionName, ReplicaId
 from controlplane.model.latency import merge, subtract
-from controlplane.model.report import AgentReport
 from controlplane.model.topology import Topology
 
 FORGET_MS: Final = 600_000
@@ -66,7 +66,7 @@ def added(a: Outcomes, b: Outcomes) -> Outcomes:
 class _Agent:
     """The last report of one agent and when it came."""
 
-    report: AgentReport
+    report: Report
     seen_ms: int
 
 
@@ -100,7 +100,7 @@ class Inbox:
         """Use another topology from now on; totals stay."""
         self._topology = topology
 
-    def accept(self, report: AgentReport, now_ms: int) -> bool:
+    def accept(self, report: Report, now_ms: int) -> bool:
         """Count a report; False for a repetition, which changes nothing.
 
         Raises InvalidInputError for unknown names or counters that went back, UnavailableError
@@ -127,7 +127,7 @@ class Inbox:
         self._agents[key] = _Agent(report, now_ms)
         return True
 
-    def _check_names(self, report: AgentReport) -> None:
+    def _check_names(self, report: Report) -> None:
         regions = {region.name for region in self._topology.regions}
         channels = {channel.name for channel in self._topology.channels}
         if report.region not in regions:
@@ -144,7 +144,7 @@ class Inbox:
             if view.target not in regions:
                 raise InvalidInputError("ingress.region", f"unknown region {view.target!r}")
 
-    def _count(self, report: AgentReport, before: AgentReport | None) -> None:
+    def _count(self, report: Report, before: Report | None) -> None:
         old_cells = {cell.channel: cell for cell in before.cells} if before else {}
         old_views = {view.target: view for view in before.ingress} if before else {}
         nothing = Outcomes()

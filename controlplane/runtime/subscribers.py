@@ -23,6 +23,7 @@ NAME_MAX = 128
 class _Entry:
     """One open stream. `streams` counts several of the same name."""
 
+    kind: str
     region: str
     applied: Epoch
     seen_ms: int
@@ -30,11 +31,11 @@ class _Entry:
 
 
 class SubscriberRegistry:
-    """Open plan streams by (kind, name), bounded. Time is passed in."""
+    """Open plan streams by name, bounded. Time is passed in."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._entries: dict[tuple[str, str], _Entry] = {}
+        self._entries: dict[str, _Entry] = {}
         self._sources: list[Callable[[], tuple[Subscriber, ...]]] = []
 
     def add_source(self, source: Callable[[], tuple[Subscriber, ...]]) -> None:
@@ -47,7 +48,7 @@ class SubscriberRegistry:
             raise InvalidInputError(
                 "subscriber", f"must have 1 to {NAME_MAX} printable characters, e.g. east/app-1"
             )
-        entry = self._entries.get((kind, name))
+        entry = self._entries.get(name)
         if entry is not None:
             entry.streams += 1
             entry.seen_ms = now_ms
@@ -56,27 +57,27 @@ class SubscriberRegistry:
             raise UnavailableError(
                 f"this replica serves at most {self._limit} subscribers; use another one"
             )
-        self._entries[kind, name] = _Entry(region, Epoch(0), now_ms, 1)
+        self._entries[name] = _Entry(kind, region, Epoch(0), now_ms, 1)
 
-    def close(self, kind: str, name: str) -> None:
+    def close(self, name: str) -> None:
         """Forget a stream."""
-        entry = self._entries.get((kind, name))
+        entry = self._entries.get(name)
         if entry is None:
             return
         entry.streams -= 1
         if entry.streams <= 0:
-            del self._entries[kind, name]
+            del self._entries[name]
 
-    def ack(self, kind: str, name: str, epoch: Epoch, now_ms: int) -> None:
+    def ack(self, name: str, epoch: Epoch, now_ms: int) -> None:
         """Note an applied epoch; acknowledgements of unknown streams are ignored."""
-        entry = self._entries.get((kind, name))
+        entry = self._entries.get(name)
         if entry is not None:
             entry.applied = Epoch(max(entry.applied, epoch))
             entry.seen_ms = now_ms
 
-    def touch(self, kind: str, name: str, now_ms: int) -> None:
+    def touch(self, name: str, now_ms: int) -> None:
         """Note a sign of life."""
-        entry = self._entries.get((kind, name))
+        entry = self._entries.get(name)
         if entry is not None:
             entry.seen_ms = now_ms
 
@@ -85,12 +86,12 @@ class SubscriberRegistry:
         own = [
             Subscriber(
                 name=name,
-                kind=kind,
+                kind=entry.kind,
                 region=entry.region,
                 applied_epoch=entry.applied,
                 age_ms=now_ms - entry.seen_ms,
             )
-            for (kind, name), entry in self._entries.items()
+            for name, entry in self._entries.items()
         ]
         others = [subscriber for source in self._sources for subscriber in source()]
         return tuple(sorted(own + others, key=lambda s: (s.kind, s.name)))

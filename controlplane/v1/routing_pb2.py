@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from controlplane.v1 import common_pb2 as controlplane_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ontrolplane/v1/routing.proto\x12\x0f\x63ontrolplane.v1\x1a\x1c\x63ontrolplane/v1/common.proto\"\x10\n\x0eGetPlanRequest\"K\n\x10WatchPlanRequest\x12\x12\n\nsubscriber\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x66ter_epoch\x18\x03 \x01(\x03\"B\n\x0e\x41\x63kPlanRequest\x12\x12\n\nsubscriber\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\x11\n\x0f\x41\x63kPlanResponse2\xea\x01\n\x0eRoutingService\x12\x41\n\x07GetPlan\x12\x1f.controlplane.v1.GetPlanRequest\x1a\x15.controlplane.v1.Plan\x12G\n\tWatchPlan\x12!.controlplane.v1.WatchPlanRequest\x1a\x15.controlplane.v1.Plan0\x01\x12L\n\x07\x41\x63kPlan\x12\x1f.controlplane.v1.AckPlanRequest\x1a .controlplane.v1.AckPlanResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ontrolplane/v1/routing.proto\x12\x0f\x63ontrolplane.v1\x1a\x1c\x63ontrolplane/v1/common.proto\"\x10\n\x0eGetPlanRequest\"Y\n\x10WatchPlanRequest\x12\x12\n\nsubscriber\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x66ter_epoch\x18\x03 \x01(\x03\x12\x0c\n\x04kind\x18\x04 \x01(\t\"B\n\x0e\x41\x63kPlanRequest\x12\x12\n\nsubscriber\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\x11\n\x0f\x41\x63kPlanResponse2\xea\x01\n\x0eRoutingService\x12\x41\n\x07GetPlan\x12\x1f.controlplane.v1.GetPlanRequest\x1a\x15.controlplane.v1.Plan\x12G\n\tWatchPlan\x12!.controlplane.v1.WatchPlanRequest\x1a\x15.controlplane.v1.Plan0\x01\x12L\n\x07\x41\x63kPlan\x12\x1f.controlplane.v1.AckPlanRequest\x1a .controlplane.v1.AckPlanResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETPLANREQUEST']._serialized_start=80
   _globals['_GETPLANREQUEST']._serialized_end=96
   _globals['_WATCHPLANREQUEST']._serialized_start=98
-  _globals['_WATCHPLANREQUEST']._serialized_end=173
-  _globals['_ACKPLANREQUEST']._serialized_start=175
-  _globals['_ACKPLANREQUEST']._serialized_end=241
-  _globals['_ACKPLANRESPONSE']._serialized_start=243
-  _globals['_ACKPLANRESPONSE']._serialized_end=260
-  _globals['_ROUTINGSERVICE']._serialized_start=263
-  _globals['_ROUTINGSERVICE']._serialized_end=497
+  _globals['_WATCHPLANREQUEST']._serialized_end=187
+  _globals['_ACKPLANREQUEST']._serialized_start=189
+  _globals['_ACKPLANREQUEST']._serialized_end=255
+  _globals['_ACKPLANRESPONSE']._serialized_start=257
+  _globals['_ACKPLANRESPONSE']._serialized_end=274
+  _globals['_ROUTINGSERVICE']._serialized_start=277
+  _globals['_ROUTINGSERVICE']._serialized_end=511
 # @@protoc_insertion_point(module_scope)

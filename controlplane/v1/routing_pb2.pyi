@@ -42,22 +42,26 @@ class WatchPlanRequest(_message.Message):
     SUBSCRIBER_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
     AFTER_EPOCH_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     subscriber: _builtins.str
     """Name of the subscriber, 1 to 128 printable characters."""
     region: _builtins.str
     """Region the subscriber lives in; may be empty."""
     after_epoch: _builtins.int
     """Send only plans above this epoch; 0 for all."""
+    kind: _builtins.str
+    """agent for Weir's own agents; empty or watch for everybody else."""
     def __init__(
         self,
         *,
         subscriber: _builtins.str = ...,
         region: _builtins.str = ...,
         after_epoch: _builtins.int = ...,
+        kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_epoch", b"after_epoch", "region", b"region", "subscriber", b"subscriber"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_epoch", b"after_epoch", "kind", b"kind", "region", b"region", "subscriber", b"subscriber"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,81 @@
+"""Protobuf messages as the JSON that people and scripts read: `/api/*` and `-o json`.
+
+It differs from protobuf's own JSON mapping where the public contract does: proto names in
+snake_case, 64-bit integers as numbers, times as RFC 3339 UTC with exactly three decimals. Fields
+that can be unset (messages, `optional`) are left out when they are; plain fields and lists are
+always there, so that a reader never has to guess a default. NaN and infinities, which JSON does
+not know, become null.
+
+The walk follows the descriptor: a new field of the API appears here by itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from controlplane.clock import rfc3339
+
+_NS_PER_MS = 1_000_000
+
+
+def to_json(message: Message) -> dict[str, Any]:
+    """Return a message as plain dictionaries, lists, strings and numbers for `json.dumps`."""
+    return {
+        field.name: _field(message, field)
+        for field in message.DESCRIPTOR.fields
+        if not field.has_presence or message.HasField(field.name)
+    }
+
+
+def _field(message: Message, field: Any) -> Any:  # the stubs know two descriptor types
+    value = getattr(message, field.name)
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        item = kind.fields_by_name["value"]
+        entries = cast("Mapping[Any, Any]", value)
+        return {str(key): _value(item, entries[key]) for key in sorted(entries)}
+    if field.is_repeated:
+        return [_value(field, item) for item in cast("Iterable[Any]", value)]
+    return _value(field, value)
+
+
+def _value(field: Any, value: Any) -> Any:
+    if isinstance(value, Message):
+        return _message(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if field.enum_type is not None:
+        known = field.enum_type.values_by_number.get(value)
+        return known.name if known else value
+    return value
+
+
+def _message(value: Message) -> Any:
+    if isinstance(value, Timestamp):
+        return rfc3339(value.seconds * 1000 + value.nanos // _NS_PER_MS)
+    if isinstance(value, Duration):
+        return value.seconds + value.nanos / 1e9
+    if isinstance(value, AnyMessage):
+        return _any(value)
+    if isinstance(value, Struct | Value | ListValue):
+        return MessageToDict(value)
+    return to_json(value)
+
+
+def _any(value: AnyMessage) -> dict[str, Any]:
+    try:
+        return MessageToDict(value, preserving_proto_field_name=True)
+    except (TypeError, KeyError, ValueError):  # a type this process does not know
+        return {"@type": value.type_url, "value": base64.b64encode(value.value).decode()}

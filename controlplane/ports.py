@@ -142,6 +142,15 @@ class Leadership:
     region: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """One heartbeat: number of the tick, and the same moment in attentive and wall ms."""
+
+    tick: int
+    attentive_ms: int
+    wall_ms: int
+
+
 class PlanStore(Protocol):
     """Where the leader commits and everybody reads."""
 
@@ -150,18 +159,33 @@ class PlanStore(Protocol):
         ...
 
     async def commit(
-        self, leadership: Leadership, plan: Plan, state: bytes, events: Sequence[Event]
+        self,
+        leadership: Leadership,
+        plan: Plan,
+        state: bytes,
+        events: Sequence[Event] = (),
+        failovers: Sequence[FailoverRecord] = (),
     ) -> Committed:
-        """Write plan, state and events in one transaction guarded by the term.
+        """Write plan, state, events and changed failovers in one transaction guarded by the term.
 
-        Raises DeposedError when the term is not current any more or the epoch would not rise,
-        Alarm when the plan breaks an invariant.
+        `plan` is stamped with term and `committed_at_ms`; its `decided_at_ms` anchors the attentive
+        times of events and failovers. Raises DeposedError when the term is not current any more or
+        the epoch would not rise, Alarm when the plan breaks an invariant.
         """
         ...
 
-    async def heartbeat(self, leadership: Leadership, tick: int, state: bytes | None) -> None:
-        """Say that the leader is alive, guarded by the term; with `state`, checkpoint the decision
-        state."""
+    async def heartbeat(
+        self,
+        leadership: Leadership,
+        beat: Beat,
+        state: bytes | None = None,
+        events: Sequence[Event] = (),
+        failovers: Sequence[FailoverRecord] = (),
+    ) -> None:
+        """Say that the leader is alive, guarded by the term; the tick's write when no plan changes.
+
+        With `state` the decision state is checkpointed; events and failovers as in `commit`.
+        """
         ...
 
     def follow(self) -> AsyncIterator[Committed]:

@@ -10,13 +10,17 @@ from controlplane.model.ids import ChannelName, RegionName
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
-    """Take a region out of service gradually (`immediate` for StartFailover: at once, and
-    fenced)."""
+    """Take a region out of service: no new payment goes there, payments in flight finish.
+
+    `immediate` (StartFailover) also fences the region and times it as a failover; `drill` marks a
+    rehearsal of that.
+    """
 
     region: RegionName
     reason: str
     by: str = ""
     immediate: bool = False
+    drill: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

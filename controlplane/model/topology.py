@@ -67,6 +67,18 @@ class Policy:
     """Failures in a row after which a vantage says DOWN."""
     silent_after_ms: int = 2000
     """Age of a region's newest report at which it counts as silent."""
+    suspect_after_ms: int = 2000
+    """Time without any sign of life after which a region is suspect."""
+    suspect_evidence_nats: float = 8.0
+    """Surprise (minus log of the chance) that the failures must reach before a suspicion."""
+    fail_evidence_nats: float = 25.0
+    """Surprise that the failures must reach before a region is failed."""
+    recover_ms: int = 3000
+    """Uninterrupted good evidence after which a suspicion is withdrawn."""
+    warmup_ms: int = 15_000
+    """A region never seen alive counts as silent only after this much attentive time."""
+    removal_window_ms: int = 30_000
+    """Within this time at most half of the regions are taken out."""
     # suspicion (Lifeguard): from suspect to failed, shrinking with confirmations
     suspicion_min_ms: int = 5000
     """From suspect to failed when every other region confirms."""
@@ -83,6 +95,8 @@ class Policy:
     # flap damping
     flap_penalty: int = 1000
     """Penalty that one failure adds to a region's damping."""
+    flap_suspect_penalty: int = 500
+    """Penalty that one move on suspicion adds."""
     flap_half_life_ms: int = 300_000
     """Time in which the penalty halves."""
     flap_suppress: int = 2000
@@ -98,6 +112,10 @@ class Policy:
     """Longest open time of a breaker."""
     breaker_max_open_bp: int = 5000
     """Share of the live regions of a channel whose breakers may be open at once."""
+    breaker_false_alarm_ms: int = 30 * 86_400_000
+    """One false alarm of a cell's test in this time, nominally."""
+    trickle_bp: int = 100
+    """What a half-open cell carries at most."""
     slow_factor: int = 3
     """A call is slow beyond this many times the learned median."""
     # weights

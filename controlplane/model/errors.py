@@ -42,6 +42,10 @@ class AmbiguousError(WeirError):
     """A write may or may not have happened; read before doing anything else."""
 
 
+class CompactedError(WeirError):
+    """The history asked for is gone (compacted, or etcd was restored): list again."""
+
+
 class DeposedError(WeirError):
     """The leader key is no longer ours: nothing was written, and nothing more may be."""
 

@@ -1,0 +1,314 @@
+"""The tick: fold, step, check, commit. Nothing else happens here, and nothing happens faster in a
+disaster.
+
+Every replica folds in every tick, so that its evidence is warm when it comes to lead. Only the
+leader steps, and only what
+etcd accepted under the leader's term travels on: the leader never publishes what it has just
+computed.
+
+While etcd does not answer, the leader goes on deciding with what it knows: the plan stays
+uncommitted, each attempt is
+counted as *would have*, and the first tick that reaches etcd commits the newest plan, not the ones
+in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+import structlog
+
+from controlplane import __version__
+from controlplane.clock import Clock
+from controlplane.decision.fold import Baseline, fold
+from controlplane.decision.state import State
+from controlplane.decision.step import Step, step
+from controlplane.model import audit
+from controlplane.model.errors import (
+    AmbiguousError,
+    DeposedError,
+    UnavailableError,
+)
+from controlplane.model.evidence import Digest, Evidence
+from controlplane.model.ids import Epoch
+from controlplane.model.intents import NO_INTENTS, Intents
+from controlplane.model.plan import Event, FailoverRecord, Plan
+from controlplane.model.topology import Topology
+from controlplane.ports import Beat, Leadership, PlanStore
+from controlplane.runtime.board import PlanBoard
+from controlplane.runtime.book import DigestBook, converged_epoch, live_subscribers
+from controlplane.runtime.inbox import Inbox
+from controlplane.runtime.subscribers import SubscriberRegistry
+
+log = structlog.get_logger(__name__)
+
+CHECKPOINT_TICKS: Final = 4
+"""Ticks between checkpoints of the decision state while no plan changes."""
+PENDING_EVENTS: Final = 1_000
+"""Most events kept while etcd does not answer; the oldest go first."""
+
+
+class Coordination(Protocol):
+    """What the tick needs of the election (runtime.leadership)."""
+
+    @property
+    def leadership(self) -> Leadership | None:
+        """Our leadership, None when we do not lead or its local deadline has passed."""
+        ...
+
+    async def resign(self) -> None:
+        """Give the leader key back."""
+        ...
+
+
+class TickMetrics(Protocol):
+    """What is measured of ticks."""
+
+    def tick(self, seconds: float) -> None:
+        """Time one tick took."""
+        ...
+
+    def fenced_write_rejected(self) -> None:
+        """Count a write refused because the term was not current."""
+        ...
+
+    def alarm(self, kind: str) -> None:
+        """Count a broken invariant."""
+        ...
+
+
+@dataclass(slots=True)
+class _Reign:
+    """What a leader keeps while it leads. Lost with the leadership; the next one loads it from
+    etcd."""
+
+    leadership: Leadership
+    state: State
+    committed: Epoch
+    decided: Epoch = Epoch(0)
+    ticks: int = 0
+    events: list[Event] = field(default_factory=list)
+    failovers: dict[str, FailoverRecord] = field(default_factory=dict)
+    written: dict[str, FailoverRecord] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """What one tick of the leader used and decided, for the decision log and for `explain`."""
+
+    leadership: Leadership
+    topology: Topology
+    evidence: Evidence
+    intents: Intents
+    now_ms: int
+    wall_ms: int
+    before: State
+    result: Step
+
+
+class DecisionLoop:
+    """One tick after another. `recorder` receives every tick that the leader decided."""
+
+    def __init__(
+        self,
+        *,
+        topology: Topology,
+        inbox: Inbox,
+        book: DigestBook,
+        board: PlanBoard,
+        subscribers: SubscriberRegistry,
+        store: PlanStore,
+        election: Coordination,
+        clock: Clock,
+        metrics: TickMetrics,
+        region: str,
+        intents: Callable[[], Intents],
+        on_digest: Callable[[Digest], Awaitable[None]],
+        recorder: Callable[[Tick], None] = lambda _tick: None,
+        suspect_coordination: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._topology = topology
+        self._inbox = inbox
+        self._book = book
+        self._board = board
+        self._subscribers = subscribers
+        self._store = store
+        self._election = election
+        self._clock = clock
+        self._metrics = metrics
+        self._region = region
+        self._intents = intents
+        self._on_digest = on_digest
+        self._recorder = recorder
+        self._suspect_coordination = suspect_coordination
+        self._baseline = Baseline()
+        self._reign: _Reign | None = None
+        self._evidence: Evidence | None = None
+        self.highest_seen = Epoch(0)
+        self.uncommitted_ticks = 0
+
+    @property
+    def state(self) -> State | None:
+        """The decision state while this replica leads."""
+        return self._reign.state if self._reign else None
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """The evidence of the last tick, on every replica."""
+        return self._evidence
+
+    @property
+    def topology(self) -> Topology:
+        """The topology in use."""
+        return self._topology
+
+    def reconfigure(self, topology: Topology) -> None:
+        """Use another topology from the next tick on."""
+        self._topology = topology
+
+    async def run(self) -> None:
+        """Tick until cancelled. A late tick is not made up for: ticks never bunch."""
+        due_ms = self._clock.monotonic_ms()
+        while True:
+            started_ms = self._clock.monotonic_ms()
+            await self.tick()
+            now_ms = self._clock.monotonic_ms()
+            self._metrics.tick((now_ms - started_ms) / 1000)
+            due_ms = max(due_ms + self._topology.policy.tick_ms, now_ms)
+            await self._clock.sleep_ms(due_ms - now_ms)
+
+    async def tick(self) -> None:
+        """Do one tick."""
+        now_ms = self._clock.monotonic_ms()
+        digest = self._inbox.digest(
+            now_ms,
+            subscribers=self._subscribers.snapshot(now_ms),
+            plan_epoch=self._board.epoch,
+            highest_epoch=Epoch(max(self._board.epoch, self.highest_seen)),
+            version=__version__,
+        )
+        self._book.put(digest, now_ms)
+        await self._on_digest(digest)
+        evidence = self._fold(now_ms)
+        self._evidence = evidence
+        leadership = self._election.leadership
+        if leadership is None:
+            self._reign = None
+            return
+        try:
+            reign = await self._enter(leadership)
+            await self._decide(reign, evidence, now_ms)
+        except DeposedError as error:
+            self._metrics.fenced_write_rejected()
+            self._reign = None
+            log.warning("deposed", term=leadership.term, error=str(error))
+        except (UnavailableError, AmbiguousError) as error:
+            self.uncommitted_ticks += 1
+            epoch = self._reign.decided if self._reign else 0
+            log.warning("would_have_committed", term=leadership.term, epoch=epoch, error=str(error))
+
+    def _fold(self, now_ms: int) -> Evidence:
+        entries = self._book.entries(now_ms)
+        subscribers = live_subscribers(entries)
+        evidence, self._baseline = fold(self._baseline, entries, self._topology)
+        return replace(
+            evidence,
+            leader_region=self._region,
+            committed_epoch=self._board.epoch,
+            converged_epoch=converged_epoch(subscribers, self._board.epoch),
+            highest_epoch=Epoch(
+                max(self._book.highest_epoch(), self.highest_seen, self._board.epoch)
+            ),
+            coordination_suspect=self._suspect_coordination(),
+        )
+
+    async def _enter(self, leadership: Leadership) -> _Reign:
+        """Return this term's reign; a new one begins from what etcd holds, read linearizably."""
+        if self._reign is not None and self._reign.leadership.term == leadership.term:
+            return self._reign
+        committed = await self._store.load()
+        if committed is None:
+            state, epoch = State.initial(self._topology), Epoch(0)
+        else:
+            state, epoch = State.from_bytes(committed.state).rebased(), committed.plan.epoch
+        self._reign = _Reign(leadership, state, epoch)
+        log.info("leading", term=leadership.term, epoch=epoch)
+        return self._reign
+
+    async def _decide(self, reign: _Reign, evidence: Evidence, now_ms: int) -> None:
+        intents = self._intents() or NO_INTENTS
+        before = reign.state
+        result = step(self._topology, before, evidence, intents, now_ms)
+        reign.state = result.state
+        reign.decided = result.plan.epoch
+        reign.ticks += 1
+        reign.events = (reign.events + list(result.events))[-PENDING_EVENTS:]
+        # a record that is closed and written leaves; one that is not yet written stays, whatever
+        # happens
+        unwritten = {k: r for k, r in reign.failovers.items() if reign.written.get(k) != r}
+        reign.failovers = unwritten | {record.id: record for record in result.failovers}
+        wall_ms = self._clock.wall_ms()
+        self._recorder(
+            Tick(
+                leadership=reign.leadership,
+                topology=self._topology,
+                evidence=evidence,
+                intents=intents,
+                now_ms=now_ms,
+                wall_ms=wall_ms,
+                before=before,
+                result=result,
+            )  # fmt: skip
+        )
+        await self._write(reign, result.plan, wall_ms)
+        if result.resign:
+            log.warning("resigning", term=reign.leadership.term)
+            await self._election.resign()
+
+    async def _write(self, reign: _Reign, plan: Plan, wall_ms: int) -> None:
+        changed = [r for key, r in reign.failovers.items() if reign.written.get(key) != r]
+        stamped = replace(plan, term=reign.leadership.term, committed_at_ms=wall_ms)
+        if plan.epoch > reign.committed and self._sound(stamped):
+            await self._store.commit(
+                reign.leadership, stamped, reign.state.to_bytes(), reign.events, changed
+            )
+            reign.committed = stamped.epoch
+        else:
+            checkpoint = reign.ticks % CHECKPOINT_TICKS == 0 or bool(reign.events)
+            await self._store.heartbeat(
+                reign.leadership,
+                Beat(tick=reign.ticks, attentive_ms=plan.decided_at_ms, wall_ms=wall_ms),
+                reign.state.to_bytes() if checkpoint else None,
+                reign.events,
+                changed,
+            )
+        self._say(reign.events, stamped)
+        self.uncommitted_ticks = 0
+        reign.events = []
+        reign.written = dict(reign.failovers)
+
+    def _sound(self, plan: Plan) -> bool:
+        """Check a plan of our own before it is offered: a broken one is never written, the last
+        good one stays."""
+        violations = audit.check(plan, self._topology, self._board.plan)
+        if violations:
+            self._metrics.alarm("audit")
+            log.critical(
+                "plan_breaks_invariants", epoch=plan.epoch, violations=[str(v) for v in violations]
+            )
+        return not violations
+
+    @staticmethod
+    def _say(events: list[Event], plan: Plan) -> None:
+        for event in events:
+            log.info(
+                "decision",
+                kind=event.kind,
+                epoch=plan.epoch,
+                term=plan.term,
+                region=event.region,
+                channel=event.channel,
+                cause=event.message,
+            )

@@ -1,0 +1,432 @@
+"""The ADS server: every replica (or agent, as relay) serves the committed plan to data planes.
+
+Theory. `publish` replaces one reference and wakes the streams; each stream writes what it has not
+sent yet. Nothing is queued per stream: a slow one finds the newest snapshot when it is done. All
+state of the protocol is in `xds_stream`; here are only streams, limits and time.
+
+Rules
+- Epochs only rise: publishing an older one is refused.
+- Channels that fail closed are served only while somebody confirmed, within `stale_after_ms`, that
+  the plan is still in force (`confirm`); each confirmation renews their endpoints at the data
+  planes. Without it they are closed here too. All other channels fail open, for ever.
+- New streams are admitted at a bounded rate and number, so that a restart herd is spread out.
+- A subscriber that does not take a message within `write_timeout_ms` is dropped with a reason.
+
+Failure modes. A half-open connection is noticed by the server's keep-alive (`ADS_SERVER_OPTIONS`);
+until then its subscriber counts as live, with an age that grows as soon as a push is unanswered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
+
+import grpc
+import grpc.aio
+from envoy.service.discovery.v3 import discovery_pb2
+
+from controlplane.adapters.xds_resources import SHORT
+from controlplane.adapters.xds_snapshot import Snapshot
+from controlplane.adapters.xds_stream import Outgoing, Peer, Receipt, SotwStream, View
+from controlplane.clock import Clock
+from controlplane.model.errors import InvalidInputError
+from controlplane.model.evidence import Subscriber
+from controlplane.model.ids import Epoch
+from controlplane.model.plan import Event, Severity
+
+SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+ADS_SERVER_OPTIONS: Final = (
+    # data planes ping to notice a hung replica; the defaults would answer with too_many_pings
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # and the replica pings to notice a data plane that vanished
+    ("grpc.keepalive_time_ms", 2000),
+    ("grpc.keepalive_timeout_ms", 2000),
+)
+REMEMBERED_MAX: Final = 4096
+"""Departed subscribers that are still named as laggards."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdsLimits:
+    """Bounds of one server. Times in ms."""
+
+    streams_max: int = 4000
+    admit_per_s: int = 200
+    admit_burst: int = 400
+    write_timeout_ms: int = 5000
+    remember_ms: int = 60_000
+
+
+class XdsMetrics(Protocol):
+    """Where the server counts. `type_name` is cds, eds, lds or rds; `reason` is a fixed word."""
+
+    def acked(self, type_name: str) -> None:
+        """Count one acknowledgement."""
+        ...
+
+    def nacked(self, type_name: str) -> None:
+        """Count one refusal by a data plane."""
+        ...
+
+    def pushed(self, type_name: str, payload_bytes: int) -> None:
+        """Count one message written."""
+        ...
+
+    def streams(self, kind: str, count: int) -> None:
+        """Set the number of open streams of a kind."""
+        ...
+
+    def refused(self, reason: str) -> None:
+        """Count a stream that was not admitted, or dropped."""
+        ...
+
+
+class NoMetrics:
+    """Counts nothing."""
+
+    def acked(self, type_name: str) -> None:
+        """Count nothing."""
+
+    def nacked(self, type_name: str) -> None:
+        """Count nothing."""
+
+    def pushed(self, type_name: str, payload_bytes: int) -> None:
+        """Count nothing."""
+
+    def streams(self, kind: str, count: int) -> None:
+        """Count nothing."""
+
+    def refused(self, reason: str) -> None:
+        """Count nothing."""
+
+
+class Machine(Protocol):
+    """What the server needs of a stream's state; see `xds_stream` and `xds_delta`."""
+
+    peer: Peer
+
+    def receive(self, request: Any) -> tuple[Receipt, str]:
+        """Take a request."""
+        ...
+
+    def due(self, view: View) -> list[Outgoing]:
+        """Return what has to be sent now."""
+        ...
+
+    def refresh(self, view: View) -> list[Outgoing]:
+        """Return the expiring endpoints again."""
+        ...
+
+    def error(self, type_url: str) -> str:
+        """Return why the client refused a type last."""
+        ...
+
+    @property
+    def routes_traffic(self) -> bool:
+        """Whether it has endpoints at all."""
+        ...
+
+    @property
+    def applied_epoch(self) -> Epoch:
+        """Newest epoch acknowledged."""
+        ...
+
+    @property
+    def waiting(self) -> bool:
+        """Whether endpoints are unanswered."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    """One open stream."""
+
+    machine: Machine
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    refreshes: int = 0
+    waiting_since_ms: int | None = None
+    ended: bool = False
+
+
+class _Admission:
+    """A token bucket: `per_s` streams a second, `burst` at once."""
+
+    def __init__(self, clock: Clock, per_s: int, burst: int) -> None:
+        self._clock, self._per_s, self._burst = clock, per_s, burst
+        self._tokens = float(burst)
+        self._at_ms = clock.monotonic_ms()
+
+    def admit(self) -> bool:
+        now_ms = self._clock.monotonic_ms()
+        gained = (now_ms - self._at_ms) * self._per_s / 1000
+        self._tokens, self._at_ms = min(self._burst, self._tokens + gained), now_ms
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class AdsService:
+    """Serves snapshots. `publish` and `confirm` are called on the server's event loop."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        limits: AdsLimits | None = None,
+        metrics: XdsMetrics | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._limits = limits or AdsLimits()
+        self._metrics: XdsMetrics = metrics or NoMetrics()
+        self._on_event = on_event or (lambda _event: None)
+        self._admission = _Admission(clock, self._limits.admit_per_s, self._limits.admit_burst)
+        self._sessions: set[_Session] = set()
+        self._departed: OrderedDict[str, tuple[Subscriber, int]] = OrderedDict()
+        self._snapshot: Snapshot | None = None
+        self._confirmed_ms: int | None = None
+        self._refreshes = 0
+
+    # -- what is served ---------------------------------------------------------------------
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """What is served now; None until the first `publish`."""
+        return self._snapshot
+
+    def publish(self, snapshot: Snapshot, *, confirmed: bool = True) -> bool:
+        """Serve a snapshot from now on; False when a newer epoch is served already.
+
+        Pass `confirmed=False` for a plan that was read from disk and not from the store.
+        """
+        if self._snapshot is not None and snapshot.epoch < self._snapshot.epoch:
+            return False
+        self._snapshot = snapshot
+        if confirmed:
+            self._confirmed_ms = self._clock.monotonic_ms()
+        self._wake_all()
+        return True
+
+    def confirm(self) -> None:
+        """Say that the served plan is still in force, just read from the store with quorum."""
+        self._confirmed_ms = self._clock.monotonic_ms()
+        if self._snapshot is not None and self._snapshot.envoy.fail_closed:
+            self._refreshes += 1
+            self._wake_all()
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether channels that fail closed are served."""
+        if self._confirmed_ms is None or self._snapshot is None:
+            return False
+        age_ms = self._clock.monotonic_ms() - self._confirmed_ms
+        return age_ms <= self._snapshot.dataplane.stale_after_ms
+
+    async def run(self) -> None:
+        """Close what fails closed when confirmations stop; runs until cancelled."""
+        served = self.confirmed
+        while True:
+            stale_ms = self._snapshot.dataplane.stale_after_ms if self._snapshot else 1000
+            await self._clock.sleep_ms(stale_ms / 4)
+            if served and not self.confirmed:
+                self._event("xds_unconfirmed", "no confirmation: fail-closed channels stop here")
+                self._wake_all()
+            served = self.confirmed
+
+    def _wake_all(self) -> None:
+        for session in self._sessions:
+            session.wake.set()
+
+    # -- who applied what -------------------------------------------------------------------
+
+    def subscribers(self) -> tuple[Subscriber, ...]:
+        """Every data plane that has endpoints, and those that left lately, sorted by name.
+
+        `age_ms` is 0 while everything sent is acknowledged, else the time since the oldest
+        unanswered push, or since the subscriber left. With several streams of one name, the
+        oldest epoch counts.
+        """
+        now_ms = self._clock.monotonic_ms()
+        found: dict[str, Subscriber] = {}
+        for name, (subscriber, left_ms) in list(self._departed.items()):
+            if now_ms - left_ms > self._limits.remember_ms:
+                del self._departed[name]
+            else:
+                found[name] = replace(subscriber, age_ms=now_ms - left_ms)
+        live: dict[str, Subscriber] = {}
+        for session in self._sessions:
+            if not session.machine.routes_traffic:
+                continue
+            mine = self._describe(session, now_ms)
+            other = live.get(mine.name)
+            if other is not None:
+                mine = replace(
+                    mine,
+                    applied_epoch=min(mine.applied_epoch, other.applied_epoch),
+                    age_ms=max(mine.age_ms, other.age_ms),
+                )
+            live[mine.name] = mine
+        return tuple(sorted({**found, **live}.values(), key=lambda s: s.name))
+
+    def laggards(self) -> tuple[Subscriber, ...]:
+        """Return the subscribers that have not applied the served epoch."""
+        if self._snapshot is None:
+            return ()
+        epoch = self._snapshot.epoch
+        return tuple(s for s in self.subscribers() if s.applied_epoch < epoch)
+
+    @staticmethod
+    def _describe(session: _Session, now_ms: int) -> Subscriber:
+        peer, since_ms = session.machine.peer, session.waiting_since_ms
+        return Subscriber(
+            name=peer.name,
+            kind=peer.kind,
+            region=peer.region,
+            applied_epoch=session.machine.applied_epoch,
+            age_ms=0 if since_ms is None else now_ms - since_ms,
+        )
+
+    # -- streams ----------------------------------------------------------------------------
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add the service to a server made with `ADS_SERVER_OPTIONS`."""
+        handlers = {
+            "StreamAggregatedResources": grpc.stream_stream_rpc_method_handler(
+                self.stream,
+                request_deserializer=discovery_pb2.DiscoveryRequest.FromString,
+                response_serializer=None,
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+    async def stream(self, _requests: Any, context: Any) -> None:
+        """Serve one state-of-the-world stream."""
+        await self._serve(SotwStream(), context)
+
+    async def _serve(self, machine: Machine, context: Any) -> None:
+        if len(self._sessions) >= self._limits.streams_max:
+            await self._refuse(
+                context,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "full",
+                f"{self._limits.streams_max} data planes are connected; use another replica",
+            )
+        if not self._admission.admit():
+            await self._refuse(
+                context,
+                grpc.StatusCode.UNAVAILABLE,
+                "admission",
+                f"more than {self._limits.admit_per_s} new streams a second; try again",
+            )
+        session = _Session(machine, refreshes=self._refreshes)
+        self._sessions.add(session)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read(session, context))
+                await self._write(session, context)
+        except* _DropError as dropped:
+            error = dropped.exceptions[0]
+            assert isinstance(error, _DropError)
+            await self._refuse(context, error.code, error.reason, str(error))
+        finally:
+            self._leave(session)
+
+    async def _refuse(self, context: Any, code: grpc.StatusCode, reason: str, message: str) -> None:
+        self._metrics.refused(reason)
+        self._event("xds_refused", message, Severity.WARNING)
+        await context.abort(code, message)
+
+    def _leave(self, session: _Session) -> None:
+        self._sessions.discard(session)
+        now_ms = self._clock.monotonic_ms()
+        if session.machine.routes_traffic:
+            subscriber = self._describe(session, now_ms)
+            self._departed[subscriber.name] = (subscriber, now_ms)
+            self._departed.move_to_end(subscriber.name)
+            while len(self._departed) > REMEMBERED_MAX:
+                self._departed.popitem(last=False)
+        self._count(session.machine.peer.kind)
+
+    def _count(self, kind: str) -> None:
+        count = sum(session.machine.peer.kind == kind for session in self._sessions)
+        self._metrics.streams(kind, count)
+
+    async def _read(self, session: _Session, context: Any) -> None:
+        machine = session.machine
+        while True:
+            request = await context.read()
+            if request is grpc.aio.EOF:
+                session.ended = True
+                session.wake.set()
+                return
+            named = bool(machine.peer.name)
+            try:
+                receipt, type_url = machine.receive(request)
+            except InvalidInputError as error:
+                raise _DropError(grpc.StatusCode.INVALID_ARGUMENT, "invalid", str(error)) from error
+            if not named:
+                self._count(machine.peer.kind)
+            self._note(session, receipt, type_url)
+            if receipt is not Receipt.STALE:
+                session.wake.set()
+
+    def _note(self, session: _Session, receipt: Receipt, type_url: str) -> None:
+        machine = session.machine
+        if not machine.waiting:
+            session.waiting_since_ms = None
+        if receipt is Receipt.ACK:
+            self._metrics.acked(SHORT[type_url])
+        elif receipt is Receipt.NACK:
+            self._metrics.nacked(SHORT[type_url])
+            self._event(
+                "xds_nack",
+                f"{machine.peer.name or 'a data plane'} refuses {SHORT[type_url]}:"
+                f" {machine.error(type_url)}",
+                Severity.CRITICAL,
+            )
+
+    async def _write(self, session: _Session, context: Any) -> None:
+        while not session.ended:
+            await session.wake.wait()
+            session.wake.clear()
+            snapshot = self._snapshot
+            if snapshot is None:
+                continue
+            view = View(snapshot, self.confirmed)
+            out = session.machine.due(view)
+            if session.refreshes != self._refreshes:
+                session.refreshes = self._refreshes
+                out = out or session.machine.refresh(view)
+            for message in out:
+                await self._send(session, context, message)
+
+    async def _send(self, session: _Session, context: Any, message: Outgoing) -> None:
+        if session.machine.waiting and session.waiting_since_ms is None:
+            session.waiting_since_ms = self._clock.monotonic_ms()
+        try:
+            async with asyncio.timeout(self._limits.write_timeout_ms / 1000):
+                await context.write(message.payload)
+        except TimeoutError:
+            raise _DropError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "slow",
+                f"{session.machine.peer.name}: took no message for"
+                f" {self._limits.write_timeout_ms} ms; reconnect",
+            ) from None
+        self._metrics.pushed(SHORT[message.type_url], len(message.payload))
+
+    def _event(self, kind: str, message: str, severity: Severity = Severity.WARNING) -> None:
+        self._on_event(Event(kind=kind, message=message, severity=severity))
+
+
+class _DropError(Exception):
+    """End one stream with a status and a reason."""
+
+    def __init__(self, code: grpc.StatusCode, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.reason = code, reason

@@ -57,3 +57,8 @@ def seeded(seed: int | None = None) -> random.Random:
 def fresh_boot_id() -> int:
     """Draw the random number (1 to 2^62) that tells one life of a process from the next."""
     return random.SystemRandom().randrange(1, 1 << 62)
+
+
+def loop_ms() -> float:
+    """Milliseconds of the running loop's clock with fractions, for measuring short spans."""
+    return asyncio.get_running_loop().time() * 1000

@@ -181,6 +181,8 @@ def _cluster_base(channel: ChannelTraffic, eds_source: Json) -> Json:
         "eds_cluster_config": {"eds_config": eds_source},
         "common_lb_config": {
             "healthy_panic_threshold": {"value": 0.0},
+            # Envoy's default keeps a second change of weights or health from its workers for 1 s
+            "update_merge_window": "0s",
             "locality_weighted_lb_config": {},
         },
     }

@@ -260,7 +260,7 @@ class DecisionLoop:
                 wall_ms=wall_ms,
                 before=before,
                 result=result,
-            )  # fmt: skip
+            )
         )
         await self._write(reign, result.plan, wall_ms)
         if result.resign:

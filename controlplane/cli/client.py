@@ -1,0 +1,159 @@
+"""How the CLI reaches a replica: any of them answers, so a dead or hung one costs one short
+attempt."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from controlplane.model.errors import WeirError
+
+DEFAULT_SERVER: Final = "127.0.0.1:7700"
+DEFAULT_STATE_DIR: Final = ".weir/dev"
+ATTEMPT_S: Final = 1.5
+"""Deadline of one attempt at one replica: a hung replica accepts connections and never answers."""
+
+OK, FAILED, USAGE, REFUSED, UNREACHABLE, DEADLINE = range(6)
+"""Exit codes of the contract."""
+
+_RETRY_ELSEWHERE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+_EXIT = {
+    grpc.StatusCode.INVALID_ARGUMENT: USAGE,
+    grpc.StatusCode.NOT_FOUND: FAILED,
+    grpc.StatusCode.FAILED_PRECONDITION: REFUSED,
+    grpc.StatusCode.UNAVAILABLE: UNREACHABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DEADLINE,
+}
+R = TypeVar("R")
+
+
+class CallError(WeirError):
+    """A call failed. `exit_code` is the contract's; the message is for a person."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def state_dir() -> Path:
+    """Return the state folder of the local topology."""
+    return Path(os.environ.get("WEIR_STATE_DIR", DEFAULT_STATE_DIR))
+
+
+def local_topology() -> dict[str, Any] | None:
+    """Return the local topology's description, None when `weir dev` does not run here."""
+    try:
+        data = json.loads((state_dir() / "topology.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def servers(option: str | None) -> list[str]:
+    """Return the replicas to try: --server or WEIR_SERVER, else the local topology, else the
+    default."""
+    if option:
+        return [part.strip() for part in option.split(",") if part.strip()]
+    topology = local_topology()
+    if topology and topology.get("replicas"):
+        return [str(replica["grpc"]) for replica in topology["replicas"]]
+    return [DEFAULT_SERVER]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """Files of mutual TLS; all None for plaintext."""
+
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    server_name: str | None = None
+
+    def channel(self, address: str) -> grpc.Channel:
+        """Open a channel to one replica."""
+        options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)]
+        if self.ca_file is None:
+            return grpc.insecure_channel(address, options)
+        if self.server_name:
+            options.append(("grpc.ssl_target_name_override", self.server_name))
+        credentials = grpc.ssl_channel_credentials(
+            self.ca_file.read_bytes(),
+            self.key_file.read_bytes() if self.key_file else None,
+            self.cert_file.read_bytes() if self.cert_file else None,
+        )
+        return grpc.secure_channel(address, credentials, options)
+
+
+class Client:
+    """Calls any replica; the next one when an attempt is refused or too slow."""
+
+    def __init__(self, addresses: Sequence[str], credentials: Credentials) -> None:
+        self._addresses = list(addresses)
+        self._credentials = credentials
+
+    def call(
+        self,
+        stub: Callable[[grpc.Channel], Any],
+        method: str,
+        request: Any,
+        timeout_s: float = ATTEMPT_S,
+    ) -> Any:
+        """Call a unary method on the first replica that answers.
+
+        Raises CallError with the exit code of the contract.
+        """
+        last: grpc.RpcError | None = None
+        for address in self._addresses:
+            with self._credentials.channel(address) as channel:
+                try:
+                    return getattr(stub(channel), method)(request, timeout=timeout_s)
+                except grpc.RpcError as error:
+                    last = error
+                    if error.code() not in _RETRY_ELSEWHERE:
+                        break
+        raise _explain(last, self._addresses)
+
+    def stream(
+        self, stub: Callable[[grpc.Channel], Any], method: str, request: Callable[[], Any]
+    ) -> Iterator[Any]:
+        """Follow a server stream, moving to the next replica when one goes away."""
+        failures = 0
+        while failures < len(self._addresses):
+            for address in self._addresses:
+                with self._credentials.channel(address) as channel:
+                    try:
+                        for item in getattr(stub(channel), method)(request()):
+                            failures = 0
+                            yield item
+                    except grpc.RpcError as error:
+                        failures += 1
+                        if error.code() not in _RETRY_ELSEWHERE:
+                            raise _explain(error, self._addresses) from error
+        raise CallError(f"no replica answers at {', '.join(self._addresses)}", UNREACHABLE)
+
+
+def _explain(error: Any, addresses: Sequence[str]) -> CallError:
+    code = error.code()
+    exit_code = _EXIT.get(code, FAILED)
+    message = error.details() or code.name
+    if code in _RETRY_ELSEWHERE and "failed to connect" in message.lower():
+        return CallError(
+            f"no replica answers at {', '.join(addresses)}; pass --server HOST:PORT, set "
+            "WEIR_SERVER, or start a local topology with `weir dev`",
+            UNREACHABLE,
+        )
+    status = rpc_status.from_call(error)
+    for detail in status.details if status else ():
+        refusal = error_details_pb2.PreconditionFailure()
+        if detail.Unpack(refusal):
+            rules = ", ".join(v.subject for v in refusal.violations)
+            message = f"refused by {rules}: {message}"
+    return CallError(message, exit_code)

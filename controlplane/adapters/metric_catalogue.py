@@ -30,7 +30,9 @@ LOCK_RESULTS: Final = (
     "granted", "repeated", "renewed", "released", "lost", "timeout", "refused", "unavailable",
 )  # fmt: skip
 REDIS_ERRORS: Final = ("connection", "timeout", "identity", "script", "quarantine")
-ETCD_RESULTS: Final = ("ok", "refused", "timeout", "unavailable", "ambiguous", "error")
+XDS_REFUSALS: Final = ("full", "admission", "invalid", "slow")
+ETCD_EVENTS: Final = ("rotation", "ambiguous", "login", "watch_resume", "watch_relist")
+ALARMS: Final = ("audit", "part")
 RELOAD_RESULTS: Final = ("ok", "unchanged", "refused")
 CERTIFICATES: Final = ("server", "ca", "etcd", "redis")
 PROBE_PHASES: Final = ("dns", "tcp", "tls", "first_byte")
@@ -108,7 +110,11 @@ CATALOGUE: Final[tuple[Spec, ...]] = (
         buckets=TICK_BUCKETS_S,
         help="Time of one tick of this replica: fold, decide, check, commit.",
     ),
-    _counter("weir_alarms", "Broken invariants met by this replica. Every one is worth a person."),
+    _counter(
+        "weir_alarms",
+        "Broken invariants met by this replica. Every one is worth a person.",
+        "kind",
+    ),
     # the plan in force at this replica
     _gauge("weir_plan_epoch", "Epoch of the plan in force at this replica; 0 when it has none."),
     _gauge(
@@ -222,10 +228,21 @@ CATALOGUE: Final[tuple[Spec, ...]] = (
         "kind",
     ),
     _counter("weir_xds_nacks", "xDS resources refused by a data plane.", "type"),
+    _counter("weir_xds_acks", "xDS resources taken by a data plane.", "type"),
     _counter("weir_xds_pushes", "xDS responses sent.", "type"),
+    _counter("weir_xds_pushed_bytes", "Bytes of xDS responses sent.", "type"),
+    _gauge("weir_xds_streams", "Open xDS streams.", "kind"),
+    _counter("weir_xds_refused", "xDS streams not admitted, or dropped.", "reason"),
     # coordination
     _gauge("weir_etcd_reachable", "1 while this replica's linearizable reads of etcd succeed."),
-    _counter("weir_etcd_attempts", "Attempts at an etcd member, by how they ended.", "result"),
+    _counter("weir_etcd_calls", "Attempts at an etcd member.", "call"),
+    _counter("weir_etcd_failures", "Attempts at an etcd member that failed, by status.", "reason"),
+    _counter(
+        "weir_etcd_events",
+        "Members left for the next one, writes whose outcome had to be read, "
+        "logins, watches resumed or listed again.",
+        "event",
+    ),
     _counter(
         "weir_fenced_writes_rejected",
         "Writes of this replica refused by etcd because its term had ended.",

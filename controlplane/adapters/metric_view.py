@@ -7,12 +7,13 @@ owner (`prometheus.Metrics`) between ticks; a scrape reads one of them and never
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from controlplane.adapters.metric_catalogue import BY_NAME, MAX_QUEUES, OTHER, OUTCOMES
+from controlplane.adapters.metric_catalogue import BY_NAME, ETCD_EVENTS, MAX_QUEUES, OTHER, OUTCOMES
 from controlplane.model.evidence import Digest, Outcomes, RegionEvidence
 from controlplane.model.ids import Epoch
 from controlplane.model.plan import Breaker, Phase, Plan, Verdict
@@ -47,9 +48,25 @@ RENDERED: Final = frozenset(
         "weir_subscriber_epoch_lag",
         "weir_channel_demand_tps",
         "weir_override_expiry_timestamp_seconds",
+        "weir_etcd_calls",
+        "weir_etcd_failures",
+        "weir_etcd_events",
     }
 )
 """Names this view renders; all others are kept by prometheus_client itself."""
+
+
+class EtcdCounters(Protocol):
+    """What the etcd client counts; the keys are names of calls and statuses, fixed in its code."""
+
+    calls: Counter[str]
+    failures: Counter[str]
+    rotations: int
+    ambiguous: int
+    logins: int
+    watch_resumes: int
+    watch_relists: int
+
 
 _NO_PLAN: Final = Plan(epoch=Epoch(0))
 
@@ -67,6 +84,7 @@ class View:
         self.lags: dict[str, int] = {}
         self.overrides: dict[str, float] = {}
         self.drills: dict[str, float] = {}
+        self.etcd: EtcdCounters | None = None
         # the first names seen keep their series: an agent that invents names makes no new ones
         self._queues: dict[str, set[str]] = {}
 
@@ -84,6 +102,7 @@ class View:
         yield from self._plan_families()
         yield from self._region_families()
         yield from self._outcome_families()
+        yield from self._etcd_families()
         yield _gauge_family("weir_subscribers", {(k,): v for k, v in self.subscribers.items()})
         yield _gauge_family("weir_subscriber_epoch_lag", {(k,): v for k, v in self.lags.items()})
         channels = {str(channel.name): channel for channel in self.topology.channels}
@@ -162,6 +181,24 @@ class View:
             },
         )
         yield _gauge_family("weir_queue_lag_seconds", self._queue_lags(seen))
+
+    def _etcd_families(self) -> Iterator[Metric]:
+        calls: dict[tuple[str, ...], float] = {}
+        failures: dict[tuple[str, ...], float] = {}
+        events: dict[tuple[str, ...], float] = {(event,): 0 for event in ETCD_EVENTS}
+        if (stats := self.etcd) is not None:
+            calls = {(call,): count for call, count in stats.calls.items()}
+            failures = {(reason,): count for reason, count in stats.failures.items()}
+            events = {
+                ("rotation",): stats.rotations,
+                ("ambiguous",): stats.ambiguous,
+                ("login",): stats.logins,
+                ("watch_resume",): stats.watch_resumes,
+                ("watch_relist",): stats.watch_relists,
+            }
+        yield _counter_family("weir_etcd_calls", calls)
+        yield _counter_family("weir_etcd_failures", failures)
+        yield _counter_family("weir_etcd_events", events)
 
     def _queue_lags(self, seen: Mapping[str, RegionEvidence]) -> dict[tuple[str, ...], float]:
         lags: dict[tuple[str, ...], float] = {}

@@ -32,7 +32,7 @@ from prometheus_client.exposition import choose_encoder
 
 from controlplane.adapters import metric_catalogue as catalogue
 from controlplane.adapters.metric_catalogue import CATALOGUE, OTHER, Server
-from controlplane.adapters.metric_view import NEVER, RENDERED, View
+from controlplane.adapters.metric_view import NEVER, RENDERED, EtcdCounters, View
 from controlplane.model.evidence import Digest, RegionEvidence, Subscriber
 from controlplane.model.plan import FailoverRecord, Plan
 from controlplane.model.topology import Topology
@@ -89,12 +89,47 @@ def one_of(value: str, known: Collection[str]) -> str:
     return value if value in known else OTHER
 
 
+class XdsMeters:
+    """What the ADS server counts. Types are cds, eds, lds or rds."""
+
+    def __init__(self, meters: Meters) -> None:
+        self._meters = meters
+
+    def _add(self, name: str, type_name: str, count: float = 1) -> None:
+        word = one_of(type_name, catalogue.XDS_TYPES)
+        self._meters.counters[name].labels(word).inc(count)
+
+    def acked(self, type_name: str) -> None:
+        """Count one acknowledgement."""
+        self._add("weir_xds_acks", type_name)
+
+    def nacked(self, type_name: str) -> None:
+        """Count one refusal by a data plane."""
+        self._add("weir_xds_nacks", type_name)
+
+    def pushed(self, type_name: str, payload_bytes: int) -> None:
+        """Count one message written."""
+        self._add("weir_xds_pushes", type_name)
+        self._add("weir_xds_pushed_bytes", type_name, payload_bytes)
+
+    def streams(self, kind: str, count: int) -> None:
+        """Set the number of open streams of a kind."""
+        word = one_of(kind, catalogue.SUBSCRIBER_KINDS)
+        self._meters.gauges["weir_xds_streams"].labels(word).set(count)
+
+    def refused(self, reason: str) -> None:
+        """Count a stream that was not admitted, or dropped: full, admission, invalid, slow."""
+        word = one_of(reason, catalogue.XDS_REFUSALS)
+        self._meters.counters["weir_xds_refused"].labels(word).inc()
+
+
 class Metrics(Meters):
     """Metrics of a replica. Every method is cheap enough for the hot path it stands in."""
 
     def __init__(self, topology: Topology, *, version: str, peers_expected: int = 0) -> None:
         super().__init__("replica", version, RENDERED)
         self._view = View(topology)
+        self.xds = XdsMeters(self)
         self.registry.register(self._view)
         self.gauges["weir_budget_remaining_seconds"].set(topology.policy.budget_ms / 1000)
         self.gauges["weir_leader_heartbeat_age_seconds"].set(NEVER)
@@ -107,10 +142,13 @@ class Metrics(Meters):
             self.histograms["weir_failover_duration_seconds"].labels(stage)
         for name, words in (
             ("weir_xds_nacks", catalogue.XDS_TYPES),
+            ("weir_xds_acks", catalogue.XDS_TYPES),
             ("weir_xds_pushes", catalogue.XDS_TYPES),
+            ("weir_xds_pushed_bytes", catalogue.XDS_TYPES),
+            ("weir_xds_refused", catalogue.XDS_REFUSALS),
+            ("weir_alarms", catalogue.ALARMS),
             ("weir_lock_grants", catalogue.LOCK_RESULTS),
             ("weir_lock_redis_errors", catalogue.REDIS_ERRORS),
-            ("weir_etcd_attempts", catalogue.ETCD_RESULTS),
         ):
             for word in words:
                 self.counters[name].labels(word)
@@ -142,9 +180,9 @@ class Metrics(Meters):
         """Count one tick and its time."""
         self.histograms["weir_tick_duration_seconds"].observe(seconds)
 
-    def alarm(self) -> None:
-        """Count a broken invariant."""
-        self.counters["weir_alarms"].inc()
+    def alarm(self, kind: str) -> None:
+        """Count a broken invariant: audit (a plan) or part (of the process)."""
+        self.counters["weir_alarms"].labels(one_of(kind, catalogue.ALARMS)).inc()
 
     # --- plan and failovers -------------------------------------------------------------------
 
@@ -208,25 +246,15 @@ class Metrics(Meters):
         self._view.subscribers = counts
         self._view.lags = lags
 
-    def xds_nack(self, type_name: str) -> None:
-        """Count a refused resource; cds, eds, lds or rds."""
-        self.counters["weir_xds_nacks"].labels(one_of(type_name, catalogue.XDS_TYPES)).inc()
-
-    def xds_push(self, type_name: str, count: int = 1) -> None:
-        """Count responses sent; cds, eds, lds or rds."""
-        word = one_of(type_name, catalogue.XDS_TYPES)
-        self.counters["weir_xds_pushes"].labels(word).inc(count)
-
     # --- coordination and locks ---------------------------------------------------------------
 
     def set_etcd_reachable(self, reachable: bool) -> None:
         """Set whether linearizable reads succeed."""
         self.gauges["weir_etcd_reachable"].set(reachable)
 
-    def etcd_attempt(self, result: str) -> None:
-        """Count an attempt at a member: ok, refused, timeout, unavailable, ambiguous or error."""
-        word = one_of(result, catalogue.ETCD_RESULTS)
-        self.counters["weir_etcd_attempts"].labels(word).inc()
+    def follow_etcd(self, stats: EtcdCounters) -> None:
+        """Show the counters of the etcd client from now on (it keeps and raises them itself)."""
+        self._view.etcd = stats
 
     def fenced_write_rejected(self) -> None:
         """Count a guarded write that etcd refused because the term had ended."""

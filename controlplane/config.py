@@ -21,6 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.sources import EnvSettingsSource
 
+from controlplane.model.dataplane import (
+    ChannelTraffic,
+    DataPlane,
+    Endpoint,
+    RegionEndpoints,
+    Retry,
+)
 from controlplane.model.errors import InvalidInputError
 from controlplane.model.ids import FULL_BP, NAME, ChannelName, RegionName
 from controlplane.model.topology import Channel, Policy, Region, Role, Topology
@@ -372,6 +379,29 @@ class WeirConfig(BaseSettings):
         )
         return Topology(regions=regions, channels=channels, policy=self.policy.build())
 
+    def dataplane(self) -> DataPlane | None:
+        """Build the data planes' view; None unless every region says where it takes payments."""
+        if not all(region.endpoints for region in self.regions.values()):
+            return None
+        regions = tuple(
+            RegionEndpoints(
+                region=RegionName(name),
+                endpoints=tuple(_endpoint(address) for address in region.endpoints),
+            )
+            for name, region in sorted(self.regions.items())
+        )
+        channels = tuple(
+            ChannelTraffic(
+                name=ChannelName(name),
+                connect_timeout_ms=channel.connect_timeout_ms,
+                total_timeout_ms=channel.timeout_ms,
+                retry=Retry.IDEMPOTENT if channel.retry_with_idempotency_key else Retry.UNSENT,
+                fail_closed=channel.on_isolation == "fail_closed",
+            )
+            for name, channel in sorted(self.channels.items())
+        )
+        return DataPlane(regions=regions, channels=channels)
+
     def replicas(self) -> dict[str, tuple[str, str]]:
         """Map every configured replica's id to (region, grpc address)."""
         return {
@@ -379,6 +409,11 @@ class WeirConfig(BaseSettings):
             for name, region in sorted(self.regions.items())
             for replica in region.replicas
         }
+
+
+def _endpoint(address: str) -> Endpoint:
+    host, _, port = address.rpartition(":")
+    return Endpoint(host=host.strip("[]"), port=int(port))
 
 
 def load(path: Path) -> WeirConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -94,6 +94,17 @@ class KeyValueStore(Protocol):
         """Linearizable read of a prefix, with the revision it was read at."""
         ...
 
+    async def get_range(
+        self, start: bytes, end: bytes, *, limit: int, descending: bool = False
+    ) -> tuple[Sequence[KeyValue], bool]:
+        """Linearizable read of at most `limit` keys of [start, end) in key order, and whether
+        there are more."""
+        ...
+
+    async def revision(self) -> int:
+        """Return the current revision; linearizable, so it proves that a quorum answers."""
+        ...
+
     async def txn(
         self,
         compares: Sequence[Compare],
@@ -103,7 +114,9 @@ class KeyValueStore(Protocol):
         """One transaction. Retried by itself only when `compares` make a repetition harmless."""
         ...
 
-    def watch(self, prefix: bytes, start_revision: int) -> AsyncIterator[Sequence[WatchEvent]]:
+    def watch(
+        self, prefix: bytes, start_revision: int
+    ) -> AsyncGenerator[Sequence[WatchEvent], None]:
         """Yield changes below a prefix from a revision on, each exactly once; CompactedError when
         history is gone."""
         ...
@@ -118,6 +131,10 @@ class KeyValueStore(Protocol):
 
     async def revoke_lease(self, lease: int) -> None:
         """Revoke a lease and delete its keys."""
+        ...
+
+    async def compact(self, revision: int) -> None:
+        """Drop history below a revision."""
         ...
 
 

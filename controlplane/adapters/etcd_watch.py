@@ -19,6 +19,7 @@ else is retried for ever, a bounded pause between rounds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -43,11 +44,12 @@ async def watch(
     while True:
         try:
             stream = _stream(links, clock, link, prefix, next_revision)
-            async for events in stream:
-                failures = 0
-                if events:
-                    next_revision = events[-1].mod_revision + 1
-                    yield events
+            async with contextlib.aclosing(stream):
+                async for events in stream:
+                    failures = 0
+                    if events:
+                        next_revision = events[-1].mod_revision + 1
+                        yield events
         except CompactedError:
             links.stats.watch_relists += 1
             raise

@@ -1,0 +1,424 @@
+"""The plan store: where the leader writes, and everybody reads.
+
+Theory. Every leader write is one transaction with three conditions. The leader key still carries
+this term (mod_revision): a deposed leader writes nothing, however late it wakes. The heartbeat
+still is the one this leader wrote last: its writes form a chain, so a copy of an earlier request
+that a stopped member sends minutes later finds the chain moved on and does nothing. The plan's
+epoch, compared by etcd itself, is below the new one: epochs rise whatever the leader believes.
+The heartbeat is put in every write, so the transaction defeats its own condition and the client
+may repeat it until the outcome is known.
+
+Rules
+- Plan, state, events and failovers of one tick travel in one transaction or not at all.
+- The store checks a plan by itself before it writes; a broken one is an Alarm.
+- Events are numbered by the writer inside the chain; the newest `EVENTS_KEPT` stay.
+- `follow` yields rising epochs only, and reads the key again every `RELIST_MS`, so that neither a
+  lost watch event nor a restored etcd can hide a plan.
+
+Failure modes. DeposedError: another leads, or the epoch would not rise; nothing was written.
+AmbiguousError and UnavailableError: the next write finds out by itself. NoSpaceError: etcd is full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import zlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+
+from controlplane.adapters import wire
+from controlplane.adapters.etcd_intents import EtcdIntents
+from controlplane.adapters.etcd_keys import Keys, number_of, pack_plan, unpack_plan
+from controlplane.clock import Clock
+from controlplane.model import audit, epochs
+from controlplane.model.errors import (
+    Alarm,
+    AmbiguousError,
+    CompactedError,
+    DeposedError,
+    InvalidInputError,
+    RefusedError,
+    UnavailableError,
+)
+from controlplane.model.ids import Epoch, Term
+from controlplane.model.intents import Intents
+from controlplane.model.plan import Event, FailoverRecord, Plan, Severity
+from controlplane.ports import (
+    Beat,
+    Committed,
+    Compare,
+    Delete,
+    Get,
+    KeyValue,
+    KeyValueStore,
+    Leadership,
+    Put,
+)
+from controlplane.v1 import admin_pb2
+
+log = structlog.get_logger(__name__)
+
+EVENTS_KEPT: Final = 10_000
+EVENTS_PER_WRITE: Final = 64
+"""etcd takes 128 operations a transaction; the rest of a burst is counted, critical ones first."""
+FAILOVERS_PER_WRITE: Final = 32
+FAILOVERS_READ: Final = 100
+REQUEST_MAX: Final = 1_400_000
+"""Bytes of one transaction; etcd refuses 1.5 MiB."""
+COMPRESS_FROM: Final = 4_096
+STATE_MAX: Final = 64 << 20
+"""Bytes of a decision state after decompression."""
+RELIST_MS: Final = 30_000
+RETRY_MS: Final = 250
+
+
+@dataclass(slots=True)
+class _Chain:
+    """What the next write of this term compares, and what it counts on from."""
+
+    term: Term
+    heartbeat_revision: int
+    epoch: Epoch
+    has_plan: bool
+    last_event: int
+
+
+class EtcdPlanStore:
+    """Implements `controlplane.ports.PlanStore`.
+
+    `on_write(term, sent_ms)` is told of every guarded write that succeeded, with the monotonic ms
+    before it was sent: the election renews its deadline with it.
+    """
+
+    def __init__(
+        self, kv: KeyValueStore, cluster: str, clock: Clock, *, budget_ms: int = 30_000
+    ) -> None:
+        self.keys = Keys(cluster)
+        self.on_write: Callable[[Term, int], None] = lambda _term, _sent_ms: None
+        self._kv = kv
+        self._clock = clock
+        self._budget_ms = budget_ms
+        self._chain: _Chain | None = None
+        self._seq = 0
+        self._intents = EtcdIntents(kv, self.keys, clock)
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    async def load(self) -> Committed | None:
+        """Linearizable read of plan, state and the newest failovers; None before the first plan.
+
+        Raises InvalidInputError when the plan in etcd may not be followed.
+        """
+        reads = (await self._kv.txn((), (Get(key=self.keys.plan), Get(key=self.keys.state)))).reads
+        if not reads[0]:
+            return None
+        failovers = await self.failovers(FAILOVERS_READ)
+        state = _unpack_state(reads[1][0].value) if reads[1] else b""
+        return replace(_committed(reads[0][0]), state=state, failovers=tuple(failovers))
+
+    async def intents(self) -> Intents:
+        """Return what operators asked for."""
+        return await self._intents.read()
+
+    async def follow(self) -> AsyncGenerator[Committed, None]:
+        """Yield every committed plan whose epoch rises, newest wins, for ever; without its
+        state."""
+        seen = Epoch(0)
+        while True:
+            try:
+                kv = await self._kv.get(self.keys.plan)
+                revision = kv.mod_revision + 1 if kv else await self._kv.revision() + 1
+                async with contextlib.aclosing(self._changes(kv, revision)) as changes:
+                    async for newest in changes:
+                        if newest.plan.epoch > seen:
+                            seen = newest.plan.epoch
+                            yield newest
+            except UnavailableError as error:
+                log.warning("plan_not_readable", error=str(error))
+                await self._clock.sleep_ms(RETRY_MS)
+            except CompactedError:
+                continue  # read the key again: only the newest plan matters
+
+    async def _changes(self, kv: KeyValue | None, revision: int) -> AsyncGenerator[Committed, None]:
+        """Yield the plan just read, then what the watch brings, for at most RELIST_MS of quiet."""
+        if kv is not None and (committed := _readable(kv.value, kv.mod_revision)):
+            yield committed
+        events = self._kv.watch(self.keys.plan, revision)
+        try:
+            while True:
+                async with asyncio.timeout(RELIST_MS / 1000):
+                    changes = await anext(events)
+                puts = [c for c in changes if c.key == self.keys.plan and c.value is not None]
+                if puts and (committed := _readable(puts[-1].value or b"", puts[-1].mod_revision)):
+                    yield committed
+        except TimeoutError:
+            return
+        finally:
+            await events.aclose()
+
+    async def events(
+        self, limit: int = 100, before: int | None = None
+    ) -> tuple[Sequence[admin_pb2.Event], int | None]:
+        """Return at most `limit` events, newest first, with ids below `before`, and the `before`
+        of the next page (None at the end)."""
+        end = self.keys.event(before) if before is not None else self.keys.events + b"\xff"
+        kvs, more = await self._kv.get_range(self.keys.events, end, limit=limit, descending=True)
+        found = [admin_pb2.Event.FromString(kv.value) for kv in kvs]
+        return found, number_of(kvs[-1].key) if more else None
+
+    async def failovers(self, limit: int = 100) -> Sequence[FailoverRecord]:
+        """Return failovers, newest first; times are wall ms."""
+        return [wire.decode_failover(message) for message in await self.failover_messages(limit)]
+
+    async def failover_messages(self, limit: int = 100) -> Sequence[admin_pb2.Failover]:
+        """Return failovers as they are shown, newest first."""
+        kvs, _ = await self._kv.get_prefix(self.keys.failovers)
+        newest = sorted(kvs, key=lambda kv: kv.create_revision, reverse=True)[:limit]
+        return [admin_pb2.Failover.FromString(kv.value) for kv in newest]
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    async def commit(
+        self,
+        leadership: Leadership,
+        plan: Plan,
+        state: bytes,
+        events: Sequence[Event] = (),
+        failovers: Sequence[FailoverRecord] = (),
+    ) -> Committed:
+        """Write plan, state, events and changed failovers; see `controlplane.ports.PlanStore`."""
+        wall_ms = self._clock.wall_ms()
+        plan = replace(plan, term=leadership.term, committed_at_ms=wall_ms)
+        if violations := audit.check(plan, None):
+            raise Alarm(f"plan {plan.epoch} breaks invariants: {'; '.join(map(str, violations))}")
+        chain = await self._begin(leadership)
+        if plan.epoch > epochs.EPOCH_MAX or plan.epoch > chain.epoch + epochs.EPOCH_JUMP_MAX + 1:
+            raise RefusedError(
+                "epoch_jump", f"epoch {plan.epoch} after {chain.epoch}: use model.epochs.next_epoch"
+            )
+        if (same := await self._already(chain, plan)) is not None:
+            return same
+        value = pack_plan(plan.epoch, wire.encode_plan(plan).SerializeToString())
+        beat = Beat(tick=0, attentive_ms=plan.decided_at_ms, wall_ms=wall_ms)
+        puts = [
+            Put(key=self.keys.plan, value=value),
+            Put(key=self.keys.state, value=_pack_state(state)),
+            *self._records(chain, beat, plan.epoch, events, failovers),
+        ]
+        guard = (
+            Compare(key=self.keys.plan, target="value", op="<", operand=b"%020d" % plan.epoch)
+            if chain.has_plan
+            else Compare(key=self.keys.plan, target="create", op="==", operand=0)
+        )
+        revision = await self._write(leadership, chain, beat, puts, len(events), (guard,))
+        chain.epoch, chain.has_plan = plan.epoch, True
+        read_back = KeyValue(
+            key=self.keys.plan, value=value, mod_revision=revision, create_revision=0, version=0
+        )
+        return replace(_committed(read_back), state=state)
+
+    async def heartbeat(
+        self,
+        leadership: Leadership,
+        beat: Beat,
+        state: bytes | None = None,
+        events: Sequence[Event] = (),
+        failovers: Sequence[FailoverRecord] = (),
+    ) -> None:
+        """Say that the leader is alive; see `controlplane.ports.PlanStore`."""
+        chain = await self._begin(leadership)
+        puts = self._records(chain, beat, chain.epoch, events, failovers)
+        if state is not None:
+            puts.append(Put(key=self.keys.state, value=_pack_state(state)))
+        await self._write(leadership, chain, beat, puts, len(events), ())
+
+    async def _begin(self, leadership: Leadership) -> _Chain:
+        """Return this term's chain; a new or uncertain one is read from etcd."""
+        if self._chain is not None and self._chain.term == leadership.term:
+            return self._chain
+        reads = (
+            await self._kv.txn(
+                (), [Get(key=k) for k in (self.keys.leader, self.keys.heartbeat, self.keys.plan)]
+            )
+        ).reads
+        leader, heartbeat, plan = (kvs[0] if kvs else None for kvs in reads)
+        if leader is None or leader.mod_revision != leadership.term:
+            raise DeposedError(f"term {leadership.term} is over; nothing was written")
+        if heartbeat is not None:
+            self._seq = max(self._seq, int(json.loads(heartbeat.value).get("seq", 0)))
+        newest, _ = await self._kv.get_range(
+            self.keys.events, self.keys.events + b"\xff", limit=1, descending=True
+        )
+        self._chain = _Chain(
+            term=leadership.term,
+            heartbeat_revision=heartbeat.mod_revision if heartbeat else 0,
+            epoch=unpack_plan(plan.value)[0] if plan else Epoch(0),
+            has_plan=plan is not None,
+            last_event=number_of(newest[0].key) if newest else 0,
+        )
+        return self._chain
+
+    async def _already(self, chain: _Chain, plan: Plan) -> Committed | None:
+        """Recognise a plan of this term whose commit succeeded although its answer was lost."""
+        if not chain.has_plan or plan.epoch > chain.epoch:
+            return None
+        kv = await self._kv.get(self.keys.plan)
+        stored = _committed(kv) if kv else None
+        if (
+            stored is not None
+            and (stored.plan.epoch, stored.plan.term) == (plan.epoch, plan.term)
+            and stored.plan.routes == plan.routes
+        ):
+            return stored
+        raise DeposedError(f"epoch {plan.epoch} would not rise above {chain.epoch}; load again")
+
+    async def _write(
+        self,
+        leadership: Leadership,
+        chain: _Chain,
+        beat: Beat,
+        ops: Sequence[Put | Delete],
+        events: int,
+        guards: Sequence[Compare],
+    ) -> int:
+        """One guarded transaction; returns its revision."""
+        self._seq += 1  # never the same bytes twice: the client tells by them whose write it was
+        pulse = _pulse(leadership, self._seq, beat)
+        if (size := len(pulse) + sum(len(op.value) for op in ops if isinstance(op, Put))) > (
+            REQUEST_MAX
+        ):
+            raise RefusedError("request_size", f"{size} bytes in one tick, at most {REQUEST_MAX}")
+        sent_ms = self._clock.monotonic_ms()
+        try:
+            result = await self._kv.txn(
+                (*self._guards(chain), *guards),
+                (Put(key=self.keys.heartbeat, value=pulse), *ops),
+                (Get(key=self.keys.leader), Get(key=self.keys.plan)),
+            )
+        except BaseException:
+            self._chain = None  # the next write reads where the chain stands
+            raise
+        if not result.succeeded:
+            self._chain = None
+            raise self._why(leadership, *result.reads)
+        chain.heartbeat_revision = result.revision
+        chain.last_event += min(events, EVENTS_PER_WRITE)
+        self.on_write(leadership.term, sent_ms)
+        return result.revision
+
+    def _guards(self, chain: _Chain) -> tuple[Compare, ...]:
+        """Conditions of every leader write: the term, and the link of the chain."""
+        return (
+            Compare(key=self.keys.leader, target="mod", op="==", operand=chain.term),
+            Compare(
+                key=self.keys.heartbeat, target="mod", op="==", operand=chain.heartbeat_revision
+            ),
+        )
+
+    def _why(
+        self, leadership: Leadership, leader: Sequence[KeyValue], _plan: Sequence[KeyValue]
+    ) -> Exception:
+        if not leader or leader[0].mod_revision != leadership.term:
+            return DeposedError(f"term {leadership.term} is over; nothing was written")
+        return AmbiguousError(f"term {leadership.term}: an earlier write arrived late; load again")
+
+    def _records(
+        self,
+        chain: _Chain,
+        beat: Beat,
+        epoch: Epoch,
+        events: Sequence[Event],
+        failovers: Sequence[FailoverRecord],
+    ) -> list[Put | Delete]:
+        """Events and failovers of one write, and the deletion of events beyond EVENTS_KEPT."""
+        ops: list[Put | Delete] = []
+        for number, event in enumerate(_at_most(events), chain.last_event + 1):
+            message = wire.encode_event(
+                event, event_id=number, at_wall_ms=beat.wall_ms, epoch=epoch, term=chain.term
+            )
+            ops.append(Put(key=self.keys.event(number), value=message.SerializeToString()))
+        if ops and (cut := chain.last_event + len(ops) - EVENTS_KEPT) > 0:
+            end = self.keys.event(cut + 1)
+            ops.append(Delete(key=self.keys.event(0), range_end=end))
+        for record in failovers[-FAILOVERS_PER_WRITE:]:
+            failover = wire.encode_failover(
+                record,
+                now_ms=beat.attentive_ms,
+                now_wall_ms=beat.wall_ms,
+                budget_ms=self._budget_ms,
+            )
+            value = failover.SerializeToString()
+            ops.append(Put(key=self.keys.failover(record.id), value=value))
+        return ops
+
+
+def _at_most(events: Sequence[Event]) -> Sequence[Event]:
+    """Bound a burst: critical events first in, the rest counted in one event."""
+    if len(events) <= EVENTS_PER_WRITE:
+        return events
+    rank = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)
+    kept = sorted(range(len(events)), key=lambda i: (rank.index(events[i].severity), i))
+    left_out = len(events) - (EVENTS_PER_WRITE - 1)
+    return [
+        *(events[i] for i in sorted(kept[: EVENTS_PER_WRITE - 1])),
+        Event(
+            kind="events_left_out",
+            message=f"{left_out} more events in this tick than one transaction may carry",
+            severity=Severity.WARNING,
+            data={"count": left_out},
+        ),
+    ]
+
+
+def _pulse(leadership: Leadership, seq: int, beat: Beat) -> bytes:
+    return json.dumps(
+        {
+            "replica": leadership.replica,
+            "region": leadership.region,
+            "term": leadership.term,
+            "seq": seq,
+            "tick": beat.tick,
+            "attentive_ms": beat.attentive_ms,
+            "wall_ms": beat.wall_ms,
+        },
+        separators=(",", ":"),
+    ).encode()
+
+
+def _pack_state(state: bytes) -> bytes:
+    """One byte for the form (0 plain, 1 zlib), then the state."""
+    return b"\1" + zlib.compress(state, 1) if len(state) >= COMPRESS_FROM else b"\0" + state
+
+
+def _unpack_state(value: bytes) -> bytes:
+    if value[:1] != b"\1":
+        return value[1:]
+    unpack = zlib.decompressobj()
+    state = unpack.decompress(value[1:], STATE_MAX)
+    if unpack.unconsumed_tail:
+        raise InvalidInputError("state", f"more than {STATE_MAX} bytes")
+    return state
+
+
+def _committed(kv: KeyValue) -> Committed:
+    epoch, data = unpack_plan(kv.value)
+    plan = wire.parse_plan(data)
+    if plan.epoch != epoch:
+        raise InvalidInputError("plan", f"holds epoch {plan.epoch} under the key of {epoch}")
+    return Committed(plan=plan, state=b"", revision=kv.mod_revision)
+
+
+def _readable(value: bytes, revision: int) -> Committed | None:
+    """Decode a followed plan; a broken one is logged and the last good one stays in force."""
+    try:
+        return _committed(
+            KeyValue(key=b"", value=value, mod_revision=revision, create_revision=0, version=0)
+        )
+    except InvalidInputError as error:
+        log.error("plan_in_etcd_refused", revision=revision, error=str(error))  # noqa: TRY400
+        return None

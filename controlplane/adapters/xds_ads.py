@@ -28,6 +28,7 @@ import grpc
 import grpc.aio
 from envoy.service.discovery.v3 import discovery_pb2
 
+from controlplane.adapters.xds_delta import DeltaStream
 from controlplane.adapters.xds_resources import SHORT
 from controlplane.adapters.xds_snapshot import Snapshot
 from controlplane.adapters.xds_stream import Outgoing, Peer, Receipt, SotwStream, View
@@ -301,12 +302,21 @@ class AdsService:
                 request_deserializer=discovery_pb2.DiscoveryRequest.FromString,
                 response_serializer=None,
             ),
+            "DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(
+                self.delta,
+                request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString,
+                response_serializer=None,
+            ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
     async def stream(self, _requests: Any, context: Any) -> None:
         """Serve one state-of-the-world stream."""
         await self._serve(SotwStream(), context)
+
+    async def delta(self, _requests: Any, context: Any) -> None:
+        """Serve one incremental stream."""
+        await self._serve(DeltaStream(), context)
 
     async def _serve(self, machine: Machine, context: Any) -> None:
         if len(self._sessions) >= self._limits.streams_max:

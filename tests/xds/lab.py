@@ -206,7 +206,9 @@ class Envoy:
 
     async def ready(self, session: aiohttp.ClientSession) -> None:
         """Wait until the listener itself answers."""
-        await eventually(lambda: self._answers(session), f"{self.name} listens: {self.child.tail()}")
+        await eventually(
+            lambda: self._answers(session), f"{self.name} listens: {self.child.tail()}"
+        )
 
     async def _answers(self, session: aiohttp.ClientSession) -> bool:
         try:

@@ -227,6 +227,9 @@ class AgentSection(Section):
     http_listen: Address = Field("127.0.0.1:7790", description="HTTP, host:port.")
     state_dir: Path = Field(Path(".weir/agent"), description="Last good plan, highest epoch.")
     xds_dir: Path | None = Field(None, description="Write Envoy's xDS files here.")
+    xds_listener: Address = Field(
+        "127.0.0.1:10000", description="Where the Envoy of xds_dir takes payments, host:port."
+    )
     outcomes_url: str | None = Field(
         None, description="Cumulative outcome counts of the local application, JSON over HTTP."
     )

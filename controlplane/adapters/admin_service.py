@@ -1,0 +1,347 @@
+"""AdminService, the read side: everything is answered by any replica, from what it holds itself.
+
+Without etcd the answers are the last known good, and `coordinated` says so. Only events and
+failovers are read from etcd;
+while it does not answer they come from this replica's memory of what it has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import grpc
+
+from controlplane import __version__
+from controlplane.adapters.rpc_errors import typed_errors, typed_stream_errors
+from controlplane.adapters.wire import encode_plan, encode_route, encode_weights, timestamp
+from controlplane.adapters.wire_evidence import encode_subscriber
+from controlplane.model.errors import InvalidInputError, UnavailableError
+from controlplane.model.evidence import Digest, Evidence, Subscriber
+from controlplane.model.ids import ChannelName, RegionName
+from controlplane.model.plan import Plan, RuleStep
+from controlplane.model.topology import Topology
+from controlplane.v1 import admin_pb2, admin_pb2_grpc, common_pb2
+
+PAGE_DEFAULT: Final = 100
+PAGE_MAX: Final = 1000
+LAGGARDS_MAX: Final = 50
+CAPACITY_ALARM_MS: Final = 3_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderView:
+    """Who leads as far as this replica knows; `heartbeat_age_ms` is None when never seen."""
+
+    replica: str = ""
+    region: str = ""
+    term: int = 0
+    heartbeat_age_ms: int | None = None
+    coordinated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoteView:
+    """One vantage's opinion of a region."""
+
+    vantage: str
+    opinion: str
+    last_success_age_ms: int | None
+    failures: int
+
+
+class EventSource(Protocol):
+    """Events and failovers (the journal)."""
+
+    async def events(
+        self, limit: int, before: int | None
+    ) -> tuple[Sequence[admin_pb2.Event], int | None]:
+        """Newest first, and the `before` of the next page."""
+        ...
+
+    async def failovers(self, limit: int) -> Sequence[admin_pb2.Failover]:
+        """Newest first."""
+        ...
+
+    def follow(self, backlog: int) -> AsyncIterator[admin_pb2.Event]:
+        """Yield the last `backlog` events, oldest first, then new ones for ever."""
+        ...
+
+    def running_failover(self) -> admin_pb2.Failover | None:
+        """Return the running failover, None while there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reads:
+    """What the read side looks at; each is asked anew for every call."""
+
+    cluster: str
+    replica: str
+    region: str
+    topology: Callable[[], Topology]
+    plan: Callable[[], Plan | None]
+    entries: Callable[[], Sequence[tuple[Digest, int]]]
+    subscribers: Callable[[], Sequence[Subscriber]]
+    leader: Callable[[], LeaderView]
+    evidence: Callable[[], Evidence | None]
+    votes: Callable[[RegionName], Awaitable[Sequence[VoteView]]]
+    explain: Callable[[ChannelName], Awaitable[Sequence[RuleStep]]]
+    configured: Callable[[], dict[str, tuple[str, str]]]
+    alarms: Callable[[], Sequence[str]]
+    journal: EventSource
+
+
+def page_size(asked: int) -> int:
+    """Return the size of a page; InvalidInputError when out of range."""
+    if not 0 <= asked <= PAGE_MAX:
+        raise InvalidInputError("page_size", f"must be 0 (for {PAGE_DEFAULT}) to {PAGE_MAX}")
+    return asked or PAGE_DEFAULT
+
+
+def page_start(token: str) -> int | None:
+    """Return the position a page token stands for, None for the first page."""
+    if not token:
+        return None
+    if not token.isdigit():
+        raise InvalidInputError("page_token", "is not one of ours; pass next_page_token unchanged")
+    return int(token)
+
+
+class AdminReads(admin_pb2_grpc.AdminServiceServicer):
+    """The read methods; the mutations live in a subclass."""
+
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
+
+    def _plan(self) -> Plan:
+        plan = self._reads.plan()
+        if plan is None:
+            raise UnavailableError(
+                "no plan yet: no leader has committed one, or etcd is not reachable"
+            )
+        return plan
+
+    def status(self) -> admin_pb2.GetStatusResponse:
+        """Build the status (shared with /api/status and the console)."""
+        reads = self._reads
+        plan, leader = reads.plan(), reads.leader()
+        subscribers = reads.subscribers()
+        lagging = [s for s in subscribers if plan and s.applied_epoch < plan.epoch]
+        answer = admin_pb2.GetStatusResponse(
+            cluster=reads.cluster,
+            replica=reads.replica,
+            region=reads.region,
+            leader=leader.replica,
+            leader_region=leader.region,
+            term=leader.term,
+            coordinated=leader.coordinated,
+            heartbeat_age_ms=-1 if leader.heartbeat_age_ms is None else leader.heartbeat_age_ms,
+            replicas=self._replicas(leader),
+            laggards=[encode_subscriber(s) for s in lagging[:LAGGARDS_MAX]],
+            subscribers=len(subscribers),
+            version=__version__,
+            alarms=reads.alarms(),
+        )
+        running = reads.journal.running_failover()
+        if running is not None:
+            answer.failover.CopyFrom(running)
+        if plan is not None:
+            answer.plan_epoch = plan.epoch
+            answer.committed_at.CopyFrom(timestamp(plan.committed_at_ms))
+            answer.frozen, answer.panic = plan.frozen, plan.panic
+            answer.plan.CopyFrom(encode_plan(plan))
+        return answer
+
+    def _replicas(self, leader: LeaderView) -> list[admin_pb2.ReplicaState]:
+        heard = {str(digest.replica): (digest, age) for digest, age in self._reads.entries()}
+        names = dict(self._reads.configured())
+        out = []
+        for name in sorted(set(names) | set(heard)):
+            digest, age_ms = heard.get(name, (None, -1))
+            out.append(
+                admin_pb2.ReplicaState(
+                    id=name,
+                    region=str(digest.region) if digest else names[name][0],
+                    digest_age_ms=0 if name == self._reads.replica else age_ms,
+                    plan_epoch=digest.plan_epoch if digest else 0,
+                    leader=name == leader.replica,
+                    version=digest.version if digest else "",
+                )
+            )
+        return out
+
+    @typed_errors
+    async def GetStatus(  # noqa: N802
+        self, request: admin_pb2.GetStatusRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.GetStatusResponse:
+        """Answer what an operator needs first."""
+        del request, context
+        return self.status()
+
+    @typed_errors
+    async def ListRegions(  # noqa: N802
+        self, request: admin_pb2.ListRegionsRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.ListRegionsResponse:
+        """List the regions with their evidence."""
+        del request, context
+        return admin_pb2.ListRegionsResponse(regions=await self.regions())
+
+    async def regions(self) -> list[admin_pb2.Region]:
+        """Build the regions (shared with the console)."""
+        plan = self._reads.plan()
+        wire_plan = encode_plan(plan) if plan else common_pb2.Plan()
+        states = {state.name: state for state in wire_plan.regions}
+        evidence = self._reads.evidence()
+        heard = {str(r.region): r for r in evidence.regions} if evidence else {}
+        out = []
+        for region in self._reads.topology().regions:
+            state = states.get(region.name, common_pb2.RegionState(name=region.name))
+            seen = heard.get(str(region.name))
+            weights = [route.weight(region.name) for route in plan.routes] if plan else []
+            message = admin_pb2.Region(
+                name=region.name,
+                role=region.role,
+                phase=state.phase,
+                verdict=state.verdict,
+                drained=state.drained,
+                cause=state.cause,
+                capacity_tps=region.capacity_tps,
+                report_age_ms=-1
+                if seen is None or seen.report_age_ms is None
+                else seen.report_age_ms,
+                agents_live=seen.agents_live if seen else 0,
+                agents_expected=region.agents_expected,
+                load_bp=sum(weights) // len(weights) if weights else 0,
+                votes=[
+                    admin_pb2.Vote(
+                        vantage=vote.vantage,
+                        opinion=vote.opinion,
+                        last_success_age_ms=-1
+                        if vote.last_success_age_ms is None
+                        else vote.last_success_age_ms,
+                        failures=vote.failures,
+                    )
+                    for vote in await self._reads.votes(region.name)
+                ],
+            )
+            if state.HasField("since"):
+                message.since.CopyFrom(state.since)
+            if seen is not None and seen.clock_offset_ms is not None:
+                message.clock_offset_ms = seen.clock_offset_ms
+            out.append(message)
+        return out
+
+    @typed_errors
+    async def ListChannels(  # noqa: N802
+        self, request: admin_pb2.ListChannelsRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.ListChannelsResponse:
+        """List the channels with route and breakers."""
+        del request, context
+        plan = encode_plan(self._plan())
+        routes = {route.channel: route for route in plan.routes}
+        channels = []
+        for channel in self._reads.topology().channels:
+            message = admin_pb2.ChannelState(
+                name=channel.name,
+                breakers=[b for b in plan.breakers if b.channel == channel.name],
+                regions=[str(region) for region in channel.regions],
+            )
+            if channel.name in routes:
+                message.route.CopyFrom(routes[channel.name])
+            channels.append(message)
+        return admin_pb2.ListChannelsResponse(channels=channels)
+
+    @typed_errors
+    async def ListAgents(  # noqa: N802
+        self, request: admin_pb2.ListAgentsRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.ListAgentsResponse:
+        """List the agents, whichever replica they report to."""
+        del context
+        size, start = page_size(request.page_size), page_start(request.page_token) or 0
+        found: dict[tuple[str, str], admin_pb2.Agent] = {}
+        for digest, age_ms in self._reads.entries():
+            for subscriber in digest.subscribers:
+                if subscriber.kind != "agent":
+                    continue
+                agent = admin_pb2.Agent(
+                    id=subscriber.name.removeprefix(f"{subscriber.region}/"),
+                    region=subscriber.region,
+                    replica=str(digest.replica),
+                    applied_epoch=subscriber.applied_epoch,
+                    age_ms=subscriber.age_ms + age_ms,
+                )
+                known = found.get((agent.region, agent.id))
+                if known is None or agent.age_ms < known.age_ms:
+                    found[agent.region, agent.id] = agent
+        ordered = [found[key] for key in sorted(found)]
+        end = start + size
+        return admin_pb2.ListAgentsResponse(
+            agents=ordered[start:end], next_page_token=str(end) if end < len(ordered) else ""
+        )
+
+    @typed_errors
+    async def ListEvents(  # noqa: N802
+        self, request: admin_pb2.ListEventsRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.ListEventsResponse:
+        """List events, newest first."""
+        del context
+        events, following = await self._reads.journal.events(
+            page_size(request.page_size), page_start(request.page_token)
+        )
+        return admin_pb2.ListEventsResponse(
+            events=events, next_page_token="" if following is None else str(following)
+        )
+
+    @typed_stream_errors
+    async def WatchEvents(  # noqa: N802
+        self, request: admin_pb2.WatchEventsRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[admin_pb2.Event]:
+        """Yield past events, then new ones as they are committed."""
+        del context
+        if not 0 <= request.backlog <= PAGE_MAX:
+            raise InvalidInputError("backlog", f"must be 0 to {PAGE_MAX}")
+        async for event in self._reads.journal.follow(request.backlog):
+            yield event
+
+    @typed_errors
+    async def ListFailovers(  # noqa: N802
+        self, request: admin_pb2.ListFailoversRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.ListFailoversResponse:
+        """List failovers, newest first."""
+        del context
+        size, start = page_size(request.page_size), page_start(request.page_token) or 0
+        end = start + size
+        found = await self._reads.journal.failovers(end + 1)
+        return admin_pb2.ListFailoversResponse(
+            failovers=found[start:end], next_page_token=str(end) if len(found) > end else ""
+        )
+
+    @typed_errors
+    async def ExplainRoute(  # noqa: N802
+        self, request: admin_pb2.ExplainRouteRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.ExplainRouteResponse:
+        """Tell why a route is what it is."""
+        del context
+        plan = self._plan()
+        route = plan.route(ChannelName(request.channel))
+        if route is None:
+            known = ", ".join(str(r.channel) for r in plan.routes)
+            raise InvalidInputError(
+                "channel", f"unknown channel {request.channel[:64]!r}; known: {known}"
+            )
+        steps = await self._reads.explain(route.channel)
+        return admin_pb2.ExplainRouteResponse(
+            route=encode_route(route),
+            epoch=plan.epoch,
+            steps=[
+                admin_pb2.RuleStep(rule=s.rule, detail=s.detail, weights=encode_weights(s.weights))
+                for s in steps
+            ],
+        )
+
+
+def servicer_methods() -> Any:
+    """Return the service's descriptor, for tests that look at every method."""
+    return admin_pb2.DESCRIPTOR.services_by_name["AdminService"]

@@ -11,8 +11,11 @@ from controlplane.config import ProbeSection, WeirConfig
 from controlplane.model.errors import InvalidInputError
 
 DEADLINE_SHARE: Final = 0.8
-"""Share of the interval that a probe may take unless its `timeout_ms` is set: a probe that hangs
-has its outcome before the next is due."""
+"""Share of the interval that a probe may take: one that hangs has its outcome before the next is
+due."""
+P99_FACTOR: Final = 2
+"""A channel that is slower than the interval by nature may take this many times its usual p99:
+calling its usual answers errors would trip its breaker. Turns it does not finish in are skipped."""
 
 
 class Subject(StrEnum):
@@ -74,17 +77,20 @@ def targets_of(config: WeirConfig, region: str) -> tuple[Target, ...]:
         address = probe.targets.get(region, probe.target)
         if address is not None:
             key = f"channels.{name}.probe.target"
-            found.append(_target(Subject.CHANNEL, name, probe, address, key, interval_ms))
+            slow_ms = min(channel.timeout_ms, P99_FACTOR * channel.p99_ms)
+            deadline_ms = max(interval_ms * DEADLINE_SHARE, slow_ms)
+            found.append(_target(Subject.CHANNEL, name, probe, address, key, deadline_ms))
     for name, section in sorted(config.regions.items()):
         ingress = section.ingress
         if ingress is not None and name != region:
             key = f"regions.{name}.ingress.target"
-            found.append(_target(Subject.INGRESS, name, ingress, ingress.target, key, interval_ms))
+            deadline_ms = interval_ms * DEADLINE_SHARE
+            found.append(_target(Subject.INGRESS, name, ingress, ingress.target, key, deadline_ms))
     return tuple(found)
 
 
 def _target(
-    subject: Subject, name: str, probe: ProbeSection, address: str, key: str, interval_ms: int
+    subject: Subject, name: str, probe: ProbeSection, address: str, key: str, deadline_ms: float
 ) -> Target:
     host, port = split_address(address, key)
     return Target(
@@ -94,7 +100,7 @@ def _target(
         host=host,
         port=port,
         path=probe.path,
-        deadline_ms=probe.timeout_ms or interval_ms * DEADLINE_SHARE,
+        deadline_ms=probe.timeout_ms or deadline_ms,
         expect_status=probe.expect_status,
         tls=probe.tls or probe.kind == "https",
         server_name=probe.server_name,

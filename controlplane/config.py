@@ -38,7 +38,10 @@ Bp = Annotated[int, Field(ge=0, le=FULL_BP)]
 Ms = Annotated[int, Field(gt=0, le=86_400_000)]
 
 ENV_PREFIX = "WEIR_"
-_CLI_ENV = {"WEIR_CONFIG", "WEIR_SERVER", "WEIR_STATE_DIR"}
+_CLI_ENV = {
+    "WEIR_CONFIG", "WEIR_SERVER", "WEIR_STATE_DIR",
+    "WEIR_CA_FILE", "WEIR_CERT_FILE", "WEIR_KEY_FILE",
+}  # fmt: skip
 # Kubernetes puts these into every pod for a Service named weir or weir-…; they are not ours
 _SERVICE_LINK = re.compile(
     r"[A-Z0-9_]+(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"

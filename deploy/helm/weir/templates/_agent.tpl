@@ -4,10 +4,11 @@ The agent's container, the same in the agents' own Deployment, in gateways and i
 Beside another container it has no readiness probe: a pod is ready when all its containers are, so
 a control plane that cannot be reached would take the data plane out of service. Its startup probe
 asks /livez for the same reason: a native sidecar holds back the pod's own containers until it
-has started, and they must start in an outage of the control plane too.
+has started, and they must start in an outage of the control plane too. The gateway is the
+exception: its Envoy is of no use before the agent has a plan, so there it asks /readyz.
 */}}
 
-{{/* Takes (dict "root" $ "name" n "native" bool "sidecar" bool "xds" bool "resources" r "extraEnv" e). */}}
+{{/* Takes (dict "root" $ "name" n "native" bool "sidecar" bool "xds" listener or "" "startPath" p "resources" r "extraEnv" e). */}}
 {{- define "weir.agentContainer" -}}
 - name: {{ .name }}
   image: {{ include "weir.image" (dict "image" .root.Values.image "default" .root.Chart.AppVersion) }}
@@ -25,6 +26,8 @@ has started, and they must start in an outage of the control plane too.
     {{- if .xds }}
     - name: WEIR_AGENT__XDS_DIR
       value: /run/weir/xds
+    - name: WEIR_AGENT__XDS_LISTENER
+      value: {{ .xds | quote }}
     {{- end }}
     {{- with .extraEnv }}
     {{- toYaml . | nindent 4 }}
@@ -33,9 +36,9 @@ has started, and they must start in an outage of the control plane too.
     - name: weir-http
       containerPort: {{ .root.Values.ports.agent }}
   startupProbe:
-    httpGet: {path: /livez, port: weir-http}
+    httpGet: {path: {{ .startPath }}, port: weir-http}
     periodSeconds: 1
-    failureThreshold: 60
+    failureThreshold: 300
   livenessProbe:
     httpGet: {path: /livez, port: weir-http}
     periodSeconds: 10

@@ -138,3 +138,19 @@ topologySpreadConstraints:
   {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/* Lets `weir status` and the other commands work in a shell of the pod. */}}
+{{- define "weir.clientEnv" -}}
+{{- $servers := list -}}
+{{- range (get .Values.config.regions .Values.region).replicas -}}
+{{- $servers = append $servers .grpc -}}
+{{- end -}}
+- name: WEIR_SERVER
+  value: {{ join "," $servers }}
+{{- if ne .Values.tls.mode "none" }}
+{{- range $name, $file := dict "CA" "ca.crt" "CERT" "tls.crt" "KEY" "tls.key" }}
+- name: WEIR_{{ $name }}_FILE
+  value: /etc/weir-tls/{{ $file }}
+{{- end }}
+{{- end }}
+{{- end -}}

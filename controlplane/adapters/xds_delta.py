@@ -27,6 +27,7 @@ from controlplane.adapters.xds_resources import EDS, ORDER
 from controlplane.adapters.xds_snapshot import TypeSet, version_epoch
 from controlplane.adapters.xds_stream import (
     FOLLOWS,
+    NOBODY,
     WHOLE,
     Outgoing,
     Peer,
@@ -60,7 +61,7 @@ class DeltaSubscription:
 class DeltaStream:
     """Incremental xDS: `receive` takes requests, `due` gives what is to be sent."""
 
-    peer: Peer = Peer()
+    peer: Peer = NOBODY
     types: dict[str, DeltaSubscription] = field(default_factory=dict)
     started: bool = False
     _counter: int = 0

@@ -91,6 +91,10 @@ def _listener(metadata: Any) -> tuple[str, int] | None:
     return host, port
 
 
+NOBODY: Final = Peer()
+"""The other end before its first message."""
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """What a stream may be sent now: the snapshot in force, and whether it is confirmed."""
@@ -145,7 +149,7 @@ class Outgoing:
 class SotwStream:
     """State of the world: `receive` takes requests, `due` gives what is to be sent."""
 
-    peer: Peer = Peer()
+    peer: Peer = NOBODY
     types: dict[str, Subscription] = field(default_factory=dict)
     started: bool = False
     _counter: int = 0

@@ -33,12 +33,12 @@ DEADLINE_S = 30.0
 
 
 def plan(epoch: int, weights: dict[str, int], *, channel: str = "alipay", shed_bp: int = 0) -> Plan:
-    """A plan with one channel."""
+    """Return a plan with one channel."""
     return plan_of(epoch, {channel: weights}, shed_bp=shed_bp)
 
 
 def plan_of(epoch: int, routes: dict[str, dict[str, int]], *, shed_bp: int = 0) -> Plan:
-    """A plan with several channels."""
+    """Return a plan with several channels."""
     return Plan(
         epoch=Epoch(epoch),
         routes=tuple(
@@ -85,6 +85,7 @@ class Gateway:
         self.resume.set()
 
     async def start(self) -> Gateway:
+        """Listen."""
         app = web.Application()
         app.router.add_get("/healthz", self._health)
         app.router.add_post("/v1/channels/{channel}/payments", self._pay)
@@ -131,6 +132,7 @@ class Lab:
     _server: grpc.aio.Server | None = None
 
     async def start(self, limits: AdsLimits | None = None) -> Lab:
+        """Start gateways and server."""
         for region in REGIONS:
             self.gateways[region] = await Gateway(region).start()
         self.ads = AdsService(clock=SystemClock(), limits=limits)
@@ -146,11 +148,12 @@ class Lab:
         await self._server.start()
 
     async def stop_serving(self) -> None:
-        """The control plane is gone."""
+        """Stop the server: the control plane is gone."""
         assert self._server is not None
         await self._server.stop(None)
 
     async def stop(self) -> None:
+        """Stop everything."""
         for envoy in self.envoys:
             envoy.child.kill()
         await self.stop_serving()
@@ -158,7 +161,7 @@ class Lab:
             await gateway.stop()
 
     def dataplane(self, *channels: ChannelTraffic, **reaction: Any) -> DataPlane:
-        """The configuration that matches the gateways."""
+        """Return the configuration that matches the gateways."""
         return DataPlane(
             regions=tuple(
                 RegionEndpoints(
@@ -172,6 +175,7 @@ class Lab:
         )
 
     def arrivals(self, channel: str = "alipay") -> dict[str, int]:
+        """Count requests that reached each region."""
         return {name: gateway.arrivals[channel] for name, gateway in self.gateways.items()}
 
     async def envoy(self, name: str = "envoy-0", bootstrap: Any = None) -> Envoy:
@@ -193,6 +197,7 @@ class Envoy:
     child: Child = None  # type: ignore[assignment]
 
     def start(self, server: str, bootstrap: Any = None) -> None:
+        """Start the process."""
         config = bootstrap or envoy_bootstrap(
             servers=[server], listener_port=self.port, admin_port=self.admin, node_id=self.name
         )
@@ -229,6 +234,7 @@ class Envoy:
             return answer.status, region, {k.lower(): v for k, v in answer.headers.items()}
 
     async def stats(self, session: aiohttp.ClientSession, pattern: str) -> dict[str, int]:
+        """Read counters and gauges whose names match."""
         url = f"http://127.0.0.1:{self.admin}/stats?format=json&filter={pattern}"
         async with session.get(url) as answer:
             found = json.loads(await answer.text())["stats"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import signal
@@ -37,6 +38,8 @@ IN_FLIGHT_MAX = 4000
 """Payments under way at once; more are counted as failed without being sent."""
 MARGIN_S = 2.0
 """How much longer than the channel's own deadline the payer waits."""
+DRAIN_S = 1.0
+"""How long payments under way are waited for at the end."""
 HISTORY_S = 120
 """Seconds of history kept for the view."""
 RECENT_S = 10
@@ -136,19 +139,27 @@ class Payer:
         self.statistics = Statistics()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Send until `stop`, then wait for what is under way (bounded by the deadlines)."""
+        """Send until `stop`, then wait a moment for what is under way."""
         connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as tg:
+                    await self._send_on_schedule(session, tg, stop)
+                    limit.reschedule(asyncio.get_running_loop().time() + DRAIN_S)
+
+    async def _send_on_schedule(
+        self, session: aiohttp.ClientSession, tg: asyncio.TaskGroup, stop: asyncio.Event
+    ) -> None:
         start_ms = self._clock.monotonic_ms()
-        async with aiohttp.ClientSession(connector=connector) as session, asyncio.TaskGroup() as tg:
-            number = 0
-            while not stop.is_set():
-                due_ms = start_ms + 1000 * number / self._rate_per_s
-                delay_ms = due_ms - self._clock.monotonic_ms()
-                if delay_ms > 0:
-                    await self._clock.sleep_ms(delay_ms)
-                number += 1
-                channel = self._rng.choices(self._channels, self._mix)[0]
-                tg.create_task(self._pay(session, channel, due_ms))
+        number = 0
+        while not stop.is_set():
+            due_ms = start_ms + 1000 * number / self._rate_per_s
+            delay_ms = due_ms - self._clock.monotonic_ms()
+            if delay_ms > 0:
+                await self._clock.sleep_ms(delay_ms)
+            number += 1
+            channel = self._rng.choices(self._channels, self._mix)[0]
+            tg.create_task(self._pay(session, channel, due_ms))
 
     async def _pay(
         self, session: aiohttp.ClientSession, channel: DemoChannel, due_ms: float

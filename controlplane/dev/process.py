@@ -154,13 +154,22 @@ class Child:
         """SIGTERM (after SIGCONT), then SIGKILL after the grace; return the exit code."""
         if self.process is None:
             return None
-        if self.alive:
-            self.signal(signal.SIGCONT)
-            self.signal(signal.SIGTERM)
-            try:
-                self.process.wait(STOP_GRACE_S)
-            except subprocess.TimeoutExpired:
-                self.kill()
+        self.resume()
+        self.terminate()
+        return self.wait_end(STOP_GRACE_S)
+
+    def terminate(self) -> None:
+        """SIGTERM, without waiting."""
+        self.signal(signal.SIGTERM)
+
+    def wait_end(self, grace_s: float) -> int | None:
+        """Wait for the end, SIGKILL after the grace; return the exit code."""
+        if self.process is None:
+            return None
+        try:
+            self.process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
         return self.process.returncode
 
     def tail(self, lines: int = 20) -> str:

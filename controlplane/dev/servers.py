@@ -10,7 +10,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,34 @@ class EtcdMember:
         return bool(answer and answer[0] == http.client.OK and b"true" in answer[1])
 
 
+def etcd_args(
+    name: str,
+    directory: Path,
+    ports: Mapping[str, tuple[int, int]],
+    *,
+    heartbeat_ms: int,
+    election_ms: int,
+) -> list[str]:
+    """Return the arguments of one member. `ports` gives (client, peer) of every member; data lies
+    in `directory/name`, so that a member started again rejoins with its data."""
+    client, peer = ports[name]
+    initial = ",".join(f"{member}=http://127.0.0.1:{port}" for member, (_, port) in ports.items())
+    return [
+        f"--name={name}",
+        f"--data-dir={directory / name}",
+        f"--listen-client-urls=http://127.0.0.1:{client}",
+        f"--advertise-client-urls=http://127.0.0.1:{client}",
+        f"--listen-peer-urls=http://127.0.0.1:{peer}",
+        f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
+        f"--initial-cluster={initial}",
+        "--initial-cluster-state=new",
+        f"--initial-cluster-token=weir-{directory.name}",
+        f"--heartbeat-interval={heartbeat_ms}",
+        f"--election-timeout={election_ms}",
+        "--log-level=warn",
+    ]
+
+
 @dataclass(slots=True)
 class EtcdCluster:
     """A cluster of real etcd processes on loopback, state below `directory`."""
@@ -89,30 +117,21 @@ class EtcdCluster:
         """Start every member and wait until the cluster can write."""
         binary = find_binary("etcd")
         names = list(self.names) or [f"m{i}" for i in range(self.size)]
-        ports = [(free_port(), free_port()) for _ in names]
-        initial = ",".join(
-            f"{name}=http://127.0.0.1:{peer}" for name, (_, peer) in zip(names, ports, strict=True)
-        )
-        for name, (client, peer) in zip(names, ports, strict=True):
-            data = self.directory / name
+        ports = {name: (free_port(), free_port()) for name in names}
+        for name, (client, peer) in ports.items():
             argv = [
                 binary,
-                f"--name={name}",
-                f"--data-dir={data}",
-                f"--listen-client-urls=http://127.0.0.1:{client}",
-                f"--advertise-client-urls=http://127.0.0.1:{client}",
-                f"--listen-peer-urls=http://127.0.0.1:{peer}",
-                f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
-                f"--initial-cluster={initial}",
-                "--initial-cluster-state=new",
-                f"--initial-cluster-token=weir-{self.directory.name}",
-                f"--heartbeat-interval={self.heartbeat_ms}",
-                f"--election-timeout={self.election_ms}",
-                "--log-level=warn",
+                *etcd_args(
+                    name,
+                    self.directory,
+                    ports,
+                    heartbeat_ms=self.heartbeat_ms,
+                    election_ms=self.election_ms,
+                ),
                 *self.extra_args,
             ]
             child = Child(f"etcd-{name}", argv, self.directory / f"{name}.log").start()
-            self.members.append(EtcdMember(name, data, client, peer, child))
+            self.members.append(EtcdMember(name, self.directory / name, client, peer, child))
         self.wait_ready()
         return self
 
@@ -156,6 +175,16 @@ def etcd_status(port: int) -> dict[str, Any] | None:
         conn.close()
 
 
+def redis_args(port: int, data: Path, replica_of: int = 0) -> list[str]:
+    """Return the arguments of a Redis that keeps nothing on disk, as the locks expect."""
+    return [
+        "--port", str(port), "--bind", "127.0.0.1", "--dir", str(data),
+        "--save", "", "--appendonly", "no", "--daemonize", "no",
+        "--repl-diskless-sync-delay", "0",
+        *(("--replicaof", "127.0.0.1", str(replica_of)) if replica_of else ()),
+    ]  # fmt: skip
+
+
 @dataclass(slots=True)
 class RedisServer:
     """One Redis or Valkey process on loopback. `replica_of` is the port of its primary."""
@@ -174,12 +203,9 @@ class RedisServer:
         data.mkdir(parents=True, exist_ok=True)
         argv = [
             find_binary("redis-server"),
-            "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(data),
-            "--save", "", "--appendonly", "no", "--daemonize", "no", "--repl-diskless-sync-delay",
-            "0",
-            *(("--replicaof", "127.0.0.1", str(self.replica_of)) if self.replica_of else ()),
+            *redis_args(self.port, data, self.replica_of),
             *self.extra_args,
-        ]  # fmt: skip
+        ]
         self.child = Child(self.name, argv, self.directory / f"{self.name}.log").start()
         wait_until(self.answers, self.name)
         return self

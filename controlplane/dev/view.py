@@ -1,0 +1,218 @@
+"""The live terminal view and the JSON lines of `--headless`: pure functions of a Snapshot."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from controlplane.dev.layout import Layout
+from controlplane.dev.observe import Snapshot
+
+EVENTS_SHOWN = 8
+BAR_CELLS = 24
+SPARK = "▁▂▃▄▅▆▇█"
+SPARK_SECONDS = 60
+_FULL_BP = 10_000
+_STYLES = {
+    "healthy": "green", "running": "green", "closed": "green",
+    "suspect": "yellow", "recovering": "yellow", "hung": "yellow", "half_open": "yellow",
+    "failed": "bold red", "dead": "bold red", "open": "bold red",
+}  # fmt: skip
+_DOTS = {"running": "●", "hung": "◐", "dead": "✕"}
+
+
+def weights(plan: dict[str, Any] | None) -> dict[str, dict[str, int]]:
+    """Return channel -> region -> weight in basis points."""
+    return {
+        route["channel"]: {w["region"]: int(w.get("weight_bp", 0)) for w in route["weights"]}
+        for route in (plan or {}).get("routes", [])
+    }
+
+
+def load_bp(layout: Layout, plan: dict[str, Any] | None) -> dict[str, int]:
+    """Share of the whole payment mix that the plan sends to each region, in basis points."""
+    shares: Counter[str] = Counter(dict.fromkeys(layout.regions, 0))
+    table = weights(plan)
+    for channel in layout.content.channels:
+        for region, weight_bp in table.get(channel.name, {}).items():
+            shares[region] += channel.mix_pct * weight_bp
+    return {region: share // 100 for region, share in shares.items()}
+
+
+def success_rates(payments: dict[str, Any] | None) -> list[float | None]:
+    """Share of answered payments for each of the last seconds; None where none ended."""
+    rates: list[float | None] = []
+    for second in (payments or {}).get("seconds", [])[-SPARK_SECONDS:]:
+        total = sum(second.values())
+        good = second.get("succeeded", 0) + second.get("declined", 0)
+        rates.append(good / total if total else None)
+    return rates
+
+
+def tick_line(layout: Layout, snapshot: Snapshot) -> dict[str, Any]:
+    """Return one JSON line of `--headless`."""
+    plan, status, paid = snapshot.plan or {}, snapshot.status or {}, snapshot.payments or {}
+    recent = paid.get("recent", {})
+    return {
+        "type": "tick",
+        "at": snapshot.at,
+        "epoch": plan.get("epoch"),
+        "term": plan.get("term"),
+        "leader": status.get("leader"),
+        "load_bp": load_bp(layout, snapshot.plan),
+        "weights_bp": weights(snapshot.plan),
+        "phases": {r["name"]: r["phase"] for r in plan.get("regions", [])},
+        "open_breakers": _open_breakers(plan),
+        "payments": {
+            **paid.get("totals", {}),
+            "sent": paid.get("sent", 0),
+            "p50_ms": recent.get("p50_ms"),
+            "p99_ms": recent.get("p99_ms"),
+            "last_10s": recent.get("counts", {}),
+        },
+        "charges": snapshot.charges,
+        "double_charges": snapshot.double_charges,
+        "not_running": {n: state for n, _, state in snapshot.processes if state != "running"},
+    }
+
+
+def _open_breakers(plan: dict[str, Any]) -> list[str]:
+    return [
+        f"{b['region']}/{b['channel']} {b['state']}"
+        for b in plan.get("breakers", [])
+        if b["state"] != "closed"
+    ]
+
+
+def render(layout: Layout, snapshot: Snapshot, where: dict[str, str]) -> RenderableType:
+    """Draw the whole screen."""
+    return Group(
+        _headline(snapshot),
+        _regions(layout, snapshot),
+        _channels(layout, snapshot),
+        _payments(snapshot),
+        _events(snapshot),
+        _where(where),
+    )
+
+
+def _word(text: str) -> Text:
+    return Text(text, style=_STYLES.get(text, ""))
+
+
+def _headline(snapshot: Snapshot) -> Text:
+    plan, status = snapshot.plan or {}, snapshot.status or {}
+    line = Text.assemble(("Weir ", "bold cyan"), f"plan {plan.get('epoch', '-')}")
+    line.append(f" · term {plan.get('term', '-')} · leader {status.get('leader') or 'none'}")
+    epochs = set(snapshot.epochs.values())
+    line.append(f" · replicas serve {', '.join(map(str, sorted(epochs))) or 'nothing'}")
+    for flag in ("frozen", "panic"):
+        if plan.get(flag):
+            line.append(f" · {flag}", style="bold red")
+    for alarm in status.get("alarms", [])[:2]:
+        line.append(f"\n  ! {alarm}", style="yellow")
+    return line
+
+
+def _regions(layout: Layout, snapshot: Snapshot) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
+    for name in ("region", "phase", "planned share", "traffic 10 s", "processes"):
+        table.add_column(name, no_wrap=True)
+    phases = {r["name"]: r for r in (snapshot.plan or {}).get("regions", [])}
+    planned = load_bp(layout, snapshot.plan)
+    served = (snapshot.payments or {}).get("recent", {}).get("regions", {})
+    total = sum(served.values()) or 1
+    for region in layout.regions:
+        state = phases.get(region, {})
+        phase = "drained" if state.get("drained") else str(state.get("phase", "-"))
+        dots = Text()
+        for name, of_region, process in snapshot.processes:
+            if of_region == region:
+                dots.append(_DOTS[process], style=_STYLES[process])
+                dots.append(" " + name.replace(f"-{region}", "").replace(f"{region}-", "") + " ")
+        table.add_row(
+            Text(region, style="bold"),
+            _word(phase),
+            _bar(planned[region]),
+            f"{served.get(region, 0) / total:6.1%}",
+            dots,
+        )
+    return table
+
+
+def _bar(weight_bp: int) -> Text:
+    cells = round(weight_bp * BAR_CELLS / _FULL_BP)
+    return Text.assemble(
+        ("█" * cells, "cyan"), ("░" * (BAR_CELLS - cells), "dim"), f" {weight_bp / 100:5.1f} %"
+    )
+
+
+def _channels(layout: Layout, snapshot: Snapshot) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
+    table.add_column("channel")
+    for region in layout.regions:
+        table.add_column(region, justify="right")
+    table.add_column("breakers")
+    planned = weights(snapshot.plan)
+    opened = _open_breakers(snapshot.plan or {})
+    for channel in layout.content.channels:
+        row = planned.get(channel.name, {})
+        cells = [
+            f"{row[region] / 100:.1f} %" if region in row else "-" for region in layout.regions
+        ]
+        broken = [b.replace(f"/{channel.name}", "") for b in opened if f"/{channel.name} " in b]
+        text = Text(", ".join(broken), style="bold red") if broken else _word("closed")
+        table.add_row(channel.name, *cells, text)
+    return table
+
+
+def _payments(snapshot: Snapshot) -> Text:
+    paid = snapshot.payments
+    if paid is None:
+        return Text("payments: the payer does not answer", style="yellow")
+    counts = Counter(paid["recent"]["counts"])
+    total = sum(counts.values())
+    good = counts["succeeded"] + counts["declined"]
+    rate = good / total if total else 1.0
+    totals = Counter(paid["totals"])
+    line = Text("\npayments ", style="bold")
+    line.append(f"{rate:7.2%} ", style="green" if rate > 0.999 else "bold red")  # noqa: PLR2004
+    for value in success_rates(paid):
+        if value is None:
+            line.append("·", style="dim")
+        else:
+            style = "green" if value >= 1 else "yellow" if value > 0.5 else "red"  # noqa: PLR2004
+            line.append(SPARK[int(value * (len(SPARK) - 1))], style=style)
+    p50, p99 = paid["recent"]["p50_ms"], paid["recent"]["p99_ms"]
+    line.append(f"\n  p50 {p50 or 0:.0f} ms · p99 {p99 or 0:.0f} ms · sent {paid['sent']}")
+    line.append(f" · succeeded {totals['succeeded']}")
+    for kind in ("failed", "unknown"):
+        line.append(f" · {kind} {totals[kind]}", style="red" if totals[kind] else "")
+    style = "bold red" if snapshot.double_charges else "green"
+    line.append(f" · charged twice {snapshot.double_charges}", style=style)
+    return line
+
+
+def _events(snapshot: Snapshot) -> Panel:
+    lines = Text()
+    shown = snapshot.events[-EVENTS_SHOWN:]
+    for event in shown:
+        at = str(event.get("at", ""))[11:19]
+        lines.append(f"{at} ", style="dim")
+        lines.append(f"{event.get('kind', '')} ", style="cyan")
+        lines.append(f"{event.get('message', '')}\n")
+    lines.append("\n" * (EVENTS_SHOWN - len(shown)))
+    return Panel(lines, title="last events", title_align="left", border_style="dim")
+
+
+def _where(where: dict[str, str]) -> Text:
+    text = Text()
+    for label, value in where.items():
+        text.append(f"{label:<10}", style="dim")
+        text.append(f"{value}\n")
+    return text

@@ -58,12 +58,16 @@ class PlanBoard:
         if violations:
             log.error("plan_refused", epoch=plan.epoch, violations=[str(v) for v in violations])
             return False
-        self._plan = plan
-        for listener in self._listeners:
-            listener(plan)
+        self.adopt(plan)
         async with self._changed:
             self._changed.notify_all()
         return True
+
+    def adopt(self, plan: Plan) -> None:
+        """Put a plan into force before anybody watches (the last good one from disk)."""
+        self._plan = plan
+        for listener in self._listeners:
+            listener(plan)
 
     async def wait_newer(self, epoch: int) -> Plan:
         """Wait until a plan above `epoch` is in force, and return it."""

@@ -14,6 +14,8 @@ in between.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
@@ -32,7 +34,7 @@ from controlplane.model.errors import (
     UnavailableError,
 )
 from controlplane.model.evidence import Digest, Evidence
-from controlplane.model.ids import Epoch
+from controlplane.model.ids import Epoch, RegionName, Term
 from controlplane.model.intents import NO_INTENTS, Intents
 from controlplane.model.plan import Event, FailoverRecord, Plan
 from controlplane.model.topology import Topology
@@ -60,6 +62,14 @@ class Coordination(Protocol):
 
     async def resign(self) -> None:
         """Give the leader key back."""
+        ...
+
+    async def wait_change(self) -> None:
+        """Wait until leadership may have been won or lost."""
+        ...
+
+    def deposed(self, term: Term) -> None:
+        """Take in that etcd refused a write of this term."""
         ...
 
 
@@ -123,7 +133,7 @@ class DecisionLoop:
         election: Coordination,
         clock: Clock,
         metrics: TickMetrics,
-        region: str,
+        region: RegionName,
         intents: Callable[[], Intents],
         on_digest: Callable[[Digest], Awaitable[None]],
         recorder: Callable[[Tick], None] = lambda _tick: None,
@@ -177,7 +187,10 @@ class DecisionLoop:
             now_ms = self._clock.monotonic_ms()
             self._metrics.tick((now_ms - started_ms) / 1000)
             due_ms = max(due_ms + self._topology.policy.tick_ms, now_ms)
-            await self._clock.sleep_ms(due_ms - now_ms)
+            # a leader that has just won ticks at once
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout((due_ms - now_ms) / 1000):
+                    await self._election.wait_change()
 
     async def tick(self) -> None:
         """Do one tick."""
@@ -202,6 +215,7 @@ class DecisionLoop:
             await self._decide(reign, evidence, now_ms)
         except DeposedError as error:
             self._metrics.fenced_write_rejected()
+            self._election.deposed(leadership.term)
             self._reign = None
             log.warning("deposed", term=leadership.term, error=str(error))
         except (UnavailableError, AmbiguousError) as error:

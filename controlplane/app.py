@@ -1,0 +1,485 @@
+"""One replica, assembled. Nothing is decided here: parts are made, joined and kept running.
+
+Start order: the last good plan from disk is served before etcd has answered once, so a replica
+that starts in an outage
+helps at once. Stop order: not ready, resign, drain streams, close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import structlog
+
+from agents.store import PlanFile, Saved
+from controlplane import __version__
+from controlplane.adapters.admin_service import AdminReads, LeaderView, Reads, VoteView
+from controlplane.adapters.agent_service import AgentService
+from controlplane.adapters.etcd import EtcdClient
+from controlplane.adapters.etcd_leader import EtcdLeaderKey
+from controlplane.adapters.etcd_links import EtcdOptions
+from controlplane.adapters.grpc_server import add_standard_services, make_server
+from controlplane.adapters.http import HttpServer
+from controlplane.adapters.jsonview import to_json
+from controlplane.adapters.peers import DigestFeed, PeerLinks, PeerService
+from controlplane.adapters.planstore import EtcdPlanStore
+from controlplane.adapters.prometheus import Metrics
+from controlplane.adapters.routing_service import RoutingService
+from controlplane.adapters.wire import decode_plan, encode_plan
+from controlplane.adapters.xds_ads import AdsService
+from controlplane.adapters.xds_snapshot import Snapshot
+from controlplane.clock import Clock, fresh_boot_id, seeded
+from controlplane.config import WeirConfig
+from controlplane.decision.explain import explain, votes
+from controlplane.decision.state import State
+from controlplane.model.dataplane import DataPlane
+from controlplane.model.errors import InvalidInputError, UnavailableError, WeirError
+from controlplane.model.evidence import Digest, Subscriber
+from controlplane.model.ids import ChannelName, Epoch, RegionName, ReplicaId
+from controlplane.model.intents import NO_INTENTS, Intents
+from controlplane.model.plan import Phase, Plan, RuleStep
+from controlplane.runtime.board import PlanBoard
+from controlplane.runtime.book import DigestBook, live_subscribers
+from controlplane.runtime.election import ElectionRules
+from controlplane.runtime.inbox import Inbox
+from controlplane.runtime.journal import Journal
+from controlplane.runtime.leadership import Elector
+from controlplane.runtime.subscribers import SubscriberRegistry
+from controlplane.runtime.supervisor import keep_running
+from controlplane.runtime.tick import DecisionLoop, Tick
+from controlplane.v1 import (
+    admin_pb2_grpc,
+    agent_pb2_grpc,
+    peer_pb2_grpc,
+    routing_pb2_grpc,
+)
+
+log = structlog.get_logger(__name__)
+
+COORDINATED_MS: Final = 3_000
+"""Without a linearizable read for this long etcd counts as gone for this replica."""
+DEMOTE_MARGIN_MS: Final = 100
+"""A leader steps down this much before a candidate may take over."""
+FEED_MS: Final = 1_000
+"""Consoles hear at least this often."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who this replica is."""
+
+    cluster: str
+    replica: ReplicaId
+    region: RegionName
+
+
+def identity(config: WeirConfig) -> Identity:
+    """Return who this replica is; InvalidInputError when the configuration does not say."""
+    if config.cluster.id is None:
+        raise InvalidInputError("cluster.id", "is required; set it or WEIR_CLUSTER__ID")
+    if config.cluster.region is None:
+        raise InvalidInputError("cluster.region", "is required; set it or WEIR_CLUSTER__REGION")
+    return Identity(
+        cluster=config.cluster.name,
+        replica=ReplicaId(config.cluster.id),
+        region=RegionName(config.cluster.region),
+    )
+
+
+class Replica:
+    """One control-plane daemon. `run` lasts until `stop` is called."""
+
+    def __init__(self, config: WeirConfig, clock: Clock) -> None:
+        self.config = config
+        self.clock = clock
+        self.me = identity(config)
+        self.topology = config.topology()
+        self.dataplane: DataPlane | None = config.dataplane()
+        self.rng = seeded()
+        self.stopping = asyncio.Event()
+        self.intents: Intents = NO_INTENTS
+        self.file = PlanFile(config.server.state_dir)
+        self.highest_on_disk = Epoch(0)
+        self.metrics = Metrics(
+            self.topology, version=__version__, peers_expected=max(0, len(config.replicas()) - 1)
+        )
+        self.board = PlanBoard(self.topology)
+        self.book = DigestBook()
+        self.subscribers = SubscriberRegistry(config.server.max_subscribers)
+        self.inbox = Inbox(
+            self.topology,
+            self.me.replica,
+            self.me.region,
+            fresh_boot_id(),
+            config.server.max_agents,
+        )
+        self.feed = DigestFeed()
+        self.ads = AdsService(clock=clock, metrics=self.metrics.xds)
+        self.subscribers.add_source(self.ads.subscribers)
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Start everything, run until stopped, stop in order."""
+        config = self.config
+        self._serve_last_good()
+        self.kv = await EtcdClient.connect(
+            config.coordination.endpoints, options=_etcd_options(config), clock=self.clock
+        )
+        self.metrics.follow_etcd(self.kv.stats)
+        self.store = EtcdPlanStore(
+            self.kv, self.me.cluster, self.clock, budget_ms=self.topology.policy.budget_ms
+        )
+        self.journal: Journal[Any, Any] = Journal(self.store, self.clock)
+        coordination, names = config.coordination, sorted(config.replicas())
+        self.elector = Elector(
+            key=EtcdLeaderKey(self.kv, self.me.cluster, self.clock),
+            touch=self.store.touch,
+            replica=self.me.replica,
+            region=self.me.region,
+            clock=self.clock,
+            rank=names.index(self.me.replica) if self.me.replica in names else len(names),
+            rules=ElectionRules(
+                takeover_after_ms=coordination.takeover_after_ms,
+                demote_after_ms=coordination.takeover_after_ms - DEMOTE_MARGIN_MS,
+                lease_ttl_s=coordination.lease_ttl_s,
+            ),
+            eligible=self.eligible,
+        )
+        self.store.on_write = self.elector.renewed
+        self.loop = DecisionLoop(
+            topology=self.topology,
+            inbox=self.inbox,
+            book=self.book,
+            board=self.board,
+            subscribers=self.subscribers,
+            store=self.store,
+            election=self.elector,
+            clock=self.clock,
+            metrics=self.metrics,
+            region=self.me.region,
+            intents=lambda: self.intents,
+            on_digest=self._on_digest,
+            recorder=self._record,
+        )
+        self.loop.highest_seen = self.highest_on_disk
+        self.admin = AdminReads(self._reads())
+        server = self._grpc_server()
+        http = HttpServer(
+            metrics=self.metrics,
+            plan=lambda: self.board.plan,
+            status=self._status_json,
+            ready=self.not_ready_because,
+            feed=self._console_feed,
+            before_scrape=self._scrape,
+        )
+        host, _, port = config.server.http_listen.rpartition(":")
+        try:
+            await http.start(host, int(port))
+        except OSError as error:
+            raise UnavailableError(
+                f"server.http_listen: {config.server.http_listen} cannot be used ({error.strerror});"
+                " free the port or choose another"
+            ) from error
+        await server.start()
+        log.info(
+            "replica_started", replica=self.me.replica, region=self.me.region,
+            grpc=config.server.grpc_listen, http=config.server.http_listen, version=__version__,
+        )  # fmt: skip
+        try:
+            await self._work()
+        finally:
+            await self._shut_down(server, http)
+
+    async def _work(self) -> None:
+        parts = {
+            "tick": self.loop.run,
+            "election": self.elector.run,
+            "follow_plan": self._follow_plan,
+            "follow_intents": self._follow_intents,
+            "journal": self.journal.run,
+            "ads": self.ads.run,
+            "peers": self._peer_links().run,
+        }
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(keep_running(name, part, self.clock), name=name)
+                for name, part in parts.items()
+            ]
+            await self.stopping.wait()
+            log.info("stopping", leads=self.elector.leadership is not None)
+            with contextlib.suppress(WeirError):
+                await self.elector.resign()
+            for task in tasks:
+                task.cancel()
+
+    async def _shut_down(self, server: grpc.aio.Server, http: HttpServer) -> None:
+        await server.stop(self.config.server.grace_s / 4)
+        await http.stop()
+        await self.kv.aclose()
+        log.info("stopped")
+
+    def stop(self) -> None:
+        """Ask for the end (SIGTERM, SIGINT)."""
+        self.stopping.set()
+
+    # --- what is served -----------------------------------------------------------------------
+
+    def _serve_last_good(self) -> None:
+        try:
+            self.file.prepare()
+        except UnavailableError as error:
+            raise InvalidInputError(
+                "server.state_dir", f"{error}; choose a writable folder"
+            ) from error
+        saved = self.file.load()
+        self.highest_on_disk = Epoch(saved.highest_epoch)
+        if saved.plan is not None:
+            try:
+                plan = decode_plan(saved.plan)
+            except InvalidInputError as error:
+                log.error("last_good_plan_refused", error=str(error))
+                return
+            self.board.adopt(plan)
+            self._to_data_planes(plan, confirmed=False)
+            log.info("last_good_plan", epoch=plan.epoch)
+
+    def _to_data_planes(self, plan: Plan, *, confirmed: bool) -> None:
+        self.metrics.set_plan(plan)
+        if self.dataplane is None:
+            return
+        try:
+            self.ads.publish(Snapshot.build(plan, self.dataplane), confirmed=confirmed)
+        except InvalidInputError as error:
+            log.error("plan_not_for_data_planes", epoch=plan.epoch, error=str(error))
+
+    async def _follow_plan(self) -> None:
+        """Publish what was read back from etcd, and nothing else."""
+        async with contextlib.aclosing(self.store.follow()) as plans:
+            async for committed in plans:
+                if not await self.board.publish(committed.plan):
+                    continue
+                self._to_data_planes(committed.plan, confirmed=True)
+                saved = Saved(
+                    plan=encode_plan(committed.plan),
+                    highest_epoch=max(self.loop.highest_seen, committed.plan.epoch),
+                )
+                try:
+                    await asyncio.to_thread(self.file.save, saved)
+                except UnavailableError as error:
+                    log.error("plan_not_saved", error=str(error))
+
+    async def _follow_intents(self) -> None:
+        """Read what operators asked for, once a tick: constant work, on every replica."""
+        while True:
+            with contextlib.suppress(UnavailableError):
+                self.intents = await self.store.intents()
+                # a linearizable read has just succeeded: the plan in force is confirmed
+                self.ads.confirm()
+            await self.clock.sleep_ms(self.topology.policy.tick_ms)
+
+    async def _on_digest(self, digest: Digest) -> None:
+        self.metrics.set_digest(digest)
+        await self.feed.publish(digest)
+
+    def _record(self, tick: Tick) -> None:
+        """Keep what a tick decided (decision log, metrics)."""
+
+    def eligible(self) -> bool:
+        """Tell whether this replica may campaign: not from a failed or drained region while
+        another can."""
+        plan = self.board.plan
+        if plan is None:
+            return True
+        out = {s.name for s in plan.regions if s.drained or s.phase is Phase.FAILED}
+        return self.me.region not in out or len(out) == len(plan.regions)
+
+    def not_ready_because(self) -> str:
+        """Return why this replica cannot serve, empty when it can. Not leadership."""
+        if self.stopping.is_set():
+            return "stopping"
+        return "" if self.board.plan is not None else "no plan yet"
+
+    # --- edges --------------------------------------------------------------------------------
+
+    def _grpc_server(self) -> grpc.aio.Server:
+        server = make_server(self.config)
+        agent_pb2_grpc.add_AgentServiceServicer_to_server(
+            AgentService(
+                self.inbox,
+                self.clock,
+                self.metrics,
+                lambda: self.board.epoch,
+                lambda: self.topology.policy.report_interval_ms,
+                regions=lambda: frozenset(str(r.name) for r in self.topology.regions),
+                max_streams=self.config.server.max_agents,
+            ),
+            server,
+        )
+        peer_pb2_grpc.add_PeerServiceServicer_to_server(
+            PeerService(self.feed, self.book, self.clock), server
+        )
+        routing_pb2_grpc.add_RoutingServiceServicer_to_server(
+            RoutingService(self.board, self.subscribers, self.clock), server
+        )
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(self.admin, server)
+        self.ads.register(server)
+        add_standard_services(server, lambda: self.not_ready_because() == "")
+        return server
+
+    def _peer_links(self) -> PeerLinks:
+        peers = {name: address for name, (_, address) in self.config.replicas().items()}
+        return PeerLinks(
+            self.me.replica,
+            peers,
+            self.feed,
+            self.book,
+            self.clock,
+            self.rng,
+            lambda address: grpc.aio.insecure_channel(address, [("grpc.enable_http_proxy", 0)]),
+        )
+
+    # --- what people see ----------------------------------------------------------------------
+
+    def _reads(self) -> Reads:
+        return Reads(
+            cluster=self.me.cluster,
+            replica=self.me.replica,
+            region=self.me.region,
+            topology=lambda: self.topology,
+            plan=lambda: self.board.plan,
+            entries=lambda: self.book.entries(self.clock.monotonic_ms()),
+            subscribers=self._live,
+            leader=self._leader,
+            evidence=lambda: self.loop.evidence,
+            votes=self._votes,
+            explain=self._explain,
+            configured=self.config.replicas,
+            alarms=self._alarms,
+            journal=self.journal,
+        )
+
+    def _live(self) -> Sequence[Subscriber]:
+        return live_subscribers(self.book.entries(self.clock.monotonic_ms()))
+
+    def _leader(self) -> LeaderView:
+        info = self.elector.leader_info
+        return LeaderView(
+            replica=info.replica,
+            region=info.region,
+            term=info.term,
+            heartbeat_age_ms=info.heartbeat_age_ms,
+            coordinated=info.read_age_ms is not None and info.read_age_ms < COORDINATED_MS,
+        )
+
+    async def _state(self) -> State:
+        if self.loop.state is not None:
+            return self.loop.state
+        committed = await self.store.load()
+        if committed is None or not committed.state:
+            raise UnavailableError("no decision state in etcd yet")
+        return State.from_bytes(committed.state)
+
+    async def _votes(self, region: RegionName) -> Sequence[VoteView]:
+        try:
+            state = await self._state()
+        except WeirError:
+            return ()
+        return [
+            VoteView(
+                vantage=vote.vantage,
+                opinion=vote.opinion,
+                last_success_age_ms=vote.last_success_age_ms,
+                failures=vote.failures,
+            )
+            for vote in votes(state, region)
+        ]
+
+    async def _explain(self, channel: ChannelName) -> Sequence[RuleStep]:
+        plan = self.board.plan
+        if plan is None:
+            raise UnavailableError("no plan yet")
+        return explain(self.topology, await self._state(), plan, channel)
+
+    def _alarms(self) -> Sequence[str]:
+        alarms = []
+        leader = self._leader()
+        if not leader.coordinated:
+            alarms.append(
+                "etcd does not answer with a quorum: the last known good plan stays in force"
+            )
+        elif not leader.replica:
+            alarms.append("no leader is known")
+        if self.loop.uncommitted_ticks:
+            alarms.append(f"{self.loop.uncommitted_ticks} ticks could not be committed")
+        return alarms
+
+    async def _status_json(self) -> dict[str, Any]:
+        return to_json(self.admin.status())
+
+    async def _console_feed(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the status when the plan changes and at least every second, and every new event."""
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(100)
+        yield {"type": "status", "data": await self._status_json()}
+
+        async def events() -> None:
+            async for event in self.journal.follow(50):
+                await queue.put({"type": "decision", "data": to_json(event)})
+
+        async def statuses() -> None:
+            epoch = self.board.epoch
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(FEED_MS / 1000):
+                        epoch = (await self.board.wait_newer(epoch)).epoch
+                await queue.put({"type": "status", "data": await self._status_json()})
+
+        tasks = [asyncio.ensure_future(events()), asyncio.ensure_future(statuses())]
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _scrape(self) -> None:
+        """Bring gauges up to date before they are read."""
+        leader = self._leader()
+        self.metrics.set_leader(self.elector.leadership is not None, leader.term)
+        self.metrics.set_heartbeat_age(leader.heartbeat_age_ms)
+        self.metrics.set_etcd_reachable(leader.coordinated)
+        now_ms = self.clock.monotonic_ms()
+        self.metrics.set_subscribers(self.subscribers.snapshot(now_ms), self.board.epoch)
+        if self.loop.evidence is not None:
+            self.metrics.set_evidence(self.loop.evidence.regions)
+        entries = self.book.entries(now_ms)
+        fresh = [d for d, age in entries if age <= FEED_MS * 5 and d.replica != self.me.replica]
+        self.metrics.set_peers(len(fresh), max(0, len(self.config.replicas()) - 1))
+
+
+def _etcd_options(config: WeirConfig) -> EtcdOptions:
+    section = config.coordination
+    password = _secret(section.password_file)
+    return EtcdOptions(
+        attempt_ms=section.attempt_timeout_ms, username=section.username or "", password=password
+    )
+
+
+def _secret(path: Path | None) -> str:
+    return path.read_text().strip() if path else ""
+
+
+async def serve(config: WeirConfig, clock: Clock) -> None:
+    """Run a replica until SIGTERM or SIGINT."""
+    replica = Replica(config, clock)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, replica.stop)
+    await replica.run()

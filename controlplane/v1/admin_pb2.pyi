@@ -880,3 +880,569 @@ class RuleStep(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RuleStep: _TypeAlias = RuleStep  # noqa: Y015
+
+@_typing.final
+class Mutation(_message.Message):
+    """What every mutation says about itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    OVERRIDE_RULES_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """UUID drawn by the caller. A repeat within 24 h, at any replica, returns the first answer and changes nothing."""
+    reason: _builtins.str
+    """Why, in the operator's words; required, kept in the audit."""
+    validate_only: _builtins.bool
+    """Only tell what would happen: the resulting weights, the utilisation, and the rule that would refuse."""
+    etag: _builtins.str
+    """The etag of the state this change was decided on; refused when that has changed. Empty: any."""
+    ttl_s: _builtins.int
+    """How long it holds, in seconds; 0 for the method's default, at most 604800 (a week)."""
+    @_builtins.property
+    def override_rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Name of a safety rule to override, as a refusal names it. Needs the role breakglass; the change then expires."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        etag: _builtins.str = ...,
+        override_rules: _abc.Iterable[_builtins.str] | None = ...,
+        ttl_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "override_rules", b"override_rules", "reason", b"reason", "request_id", b"request_id", "ttl_s", b"ttl_s", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mutation: _TypeAlias = Mutation  # noqa: Y015
+
+@_typing.final
+class RegionEffect(_message.Message):
+    """What a change does to one region."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    LOAD_BEFORE_BP_FIELD_NUMBER: _builtins.int
+    LOAD_AFTER_BP_FIELD_NUMBER: _builtins.int
+    UTILISATION_AFTER_BP_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    """Region name."""
+    load_before_bp: _builtins.int
+    """Share of the whole load now, in basis points."""
+    load_after_bp: _builtins.int
+    """Share of the whole load afterwards, in basis points."""
+    utilisation_after_bp: _builtins.int
+    """Part of its capacity in use afterwards, in basis points; above 10000 it is overloaded."""
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        load_before_bp: _builtins.int = ...,
+        load_after_bp: _builtins.int = ...,
+        utilisation_after_bp: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load_after_bp", b"load_after_bp", "load_before_bp", b"load_before_bp", "region", b"region", "utilisation_after_bp", b"utilisation_after_bp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegionEffect: _TypeAlias = RegionEffect  # noqa: Y015
+
+@_typing.final
+class Effect(_message.Message):
+    """What a change does, computed by the code that would carry it out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTES_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    UNCHANGED_FIELD_NUMBER: _builtins.int
+    unchanged: _builtins.bool
+    """True when nothing would change."""
+    @_builtins.property
+    def routes(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Route]:
+        """Weights of every channel afterwards, when all steps are done."""
+
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionEffect]:
+        """What each region carries before and afterwards."""
+
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuleRefusal]:
+        """Safety rules that refuse the change; empty when it is allowed."""
+
+    def __init__(
+        self,
+        *,
+        routes: _abc.Iterable[_common_pb2.Route] | None = ...,
+        regions: _abc.Iterable[Global___RegionEffect] | None = ...,
+        refusals: _abc.Iterable[Global___RuleRefusal] | None = ...,
+        unchanged: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refusals", b"refusals", "regions", b"regions", "routes", b"routes", "unchanged", b"unchanged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Effect: _TypeAlias = Effect  # noqa: Y015
+
+@_typing.final
+class RuleRefusal(_message.Message):
+    """A safety rule that says no."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    rule: _builtins.str
+    """Name of the rule, e.g. min_regions."""
+    message: _builtins.str
+    """Why, with the numbers."""
+    remedy: _builtins.str
+    """How to get around it."""
+    def __init__(
+        self,
+        *,
+        rule: _builtins.str = ...,
+        message: _builtins.str = ...,
+        remedy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "remedy", b"remedy", "rule", b"rule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RuleRefusal: _TypeAlias = RuleRefusal  # noqa: Y015
+
+@_typing.final
+class Operation(_message.Message):
+    """One operator's command and how far it has come. Its progress is read off the plan, so it survives every leader."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    COMMIT_MS_FIELD_NUMBER: _builtins.int
+    CONVERGE_MS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Name, e.g. "op-5f0c..."."""
+    kind: _builtins.str
+    """drain, undrain, failover, failback, freeze, unfreeze, override, clear_override or drill."""
+    target: _builtins.str
+    """The region or channel concerned; empty for freeze."""
+    stage: _builtins.str
+    """accepted, committed, converged, completed, failed or cancelled."""
+    done: _builtins.bool
+    """True when nothing more will happen."""
+    by: _builtins.str
+    """Who asked: identity of the caller."""
+    reason: _builtins.str
+    """Why."""
+    epoch: _builtins.int
+    """Epoch of the first plan that carries it; 0 before."""
+    message: _builtins.str
+    """Plain words about the present stage or the outcome."""
+    etag: _builtins.str
+    """Pass it in the next change to make sure nothing happened in between."""
+    validate_only: _builtins.bool
+    """True when it was only a validation: nothing was changed."""
+    commit_ms: _builtins.int
+    """Acceptance to committed, in ms; -1 before."""
+    converge_ms: _builtins.int
+    """Acceptance to applied everywhere, in ms; -1 before."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was accepted."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ends by itself; unset when it does not."""
+
+    @_builtins.property
+    def effect(self) -> Global___Effect:
+        """What it does."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        target: _builtins.str = ...,
+        stage: _builtins.str = ...,
+        done: _builtins.bool = ...,
+        by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        effect: Global___Effect | None = ...,
+        epoch: _builtins.int = ...,
+        message: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        commit_ms: _builtins.int = ...,
+        converge_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "effect", b"effect", "expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "commit_ms", b"commit_ms", "converge_ms", b"converge_ms", "created_at", b"created_at", "done", b"done", "effect", b"effect", "epoch", b"epoch", "etag", b"etag", "expires_at", b"expires_at", "id", b"id", "kind", b"kind", "message", b"message", "reason", b"reason", "stage", b"stage", "target", b"target", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Operation: _TypeAlias = Operation  # noqa: Y015
+
+@_typing.final
+class DrainRegionRequest(_message.Message):
+    """Asks to drain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    MUTATION_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    """Region name."""
+    @_builtins.property
+    def mutation(self) -> Global___Mutation:
+        """About the change."""
+
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        mutation: Global___Mutation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mutation", b"mutation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mutation", b"mutation", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRegionRequest: _TypeAlias = DrainRegionRequest  # noqa: Y015
+
+@_typing.final
+class UndrainRegionRequest(_message.Message):
+    """Asks to end a drain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    MUTATION_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    """Region name."""
+    @_builtins.property
+    def mutation(self) -> Global___Mutation:
+        """About the change."""
+
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        mutation: Global___Mutation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mutation", b"mutation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mutation", b"mutation", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndrainRegionRequest: _TypeAlias = UndrainRegionRequest  # noqa: Y015
+
+@_typing.final
+class StartFailoverRequest(_message.Message):
+    """Asks to fail a region over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_REGION_FIELD_NUMBER: _builtins.int
+    MUTATION_FIELD_NUMBER: _builtins.int
+    from_region: _builtins.str
+    """Region to leave."""
+    @_builtins.property
+    def mutation(self) -> Global___Mutation:
+        """About the change."""
+
+    def __init__(
+        self,
+        *,
+        from_region: _builtins.str = ...,
+        mutation: Global___Mutation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mutation", b"mutation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_region", b"from_region", "mutation", b"mutation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartFailoverRequest: _TypeAlias = StartFailoverRequest  # noqa: Y015
+
+@_typing.final
+class StartFailbackRequest(_message.Message):
+    """Asks to let a region return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    MUTATION_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    """Region to return to."""
+    @_builtins.property
+    def mutation(self) -> Global___Mutation:
+        """About the change."""
+
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        mutation: Global___Mutation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mutation", b"mutation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mutation", b"mutation", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartFailbackRequest: _TypeAlias = StartFailbackRequest  # noqa: Y015
+
+@_typing.final
+class FreezeRequest(_message.Message):
+    """Asks to forbid automatic change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MUTATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def mutation(self) -> Global___Mutation:
+        """About the change."""
+
+    def __init__(
+        self,
+        *,
+        mutation: Global___Mutation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mutation", b"mutation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mutation", b"mutation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeRequest: _TypeAlias = FreezeRequest  # noqa: Y015
+
+@_typing.final
+class UnfreezeRequest(_message.Message):
+    """Asks to allow automatic change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MUTATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def mutation(self) -> Global___Mutation:
+        """About the change."""
+
+    def __init__(
+        self,
+        *,
+        mutation: Global___Mutation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mutation", b"mutation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mutation", b"mutation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnfreezeRequest: _TypeAlias = UnfreezeRequest  # noqa: Y015
+
+@_typing.final
+class SetOverrideRequest(_message.Message):
+    """Asks to fix a channel's weights."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    MUTATION_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """Channel name."""
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.RegionWeight]:
+        """Weights of regions that serve the channel; they must sum to 10000, regions left out get 0."""
+
+    @_builtins.property
+    def mutation(self) -> Global___Mutation:
+        """About the change; ttl_s is required: overrides expire."""
+
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        weights: _abc.Iterable[_common_pb2.RegionWeight] | None = ...,
+        mutation: Global___Mutation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mutation", b"mutation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "mutation", b"mutation", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetOverrideRequest: _TypeAlias = SetOverrideRequest  # noqa: Y015
+
+@_typing.final
+class ClearOverrideRequest(_message.Message):
+    """Asks to end an override."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    MUTATION_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """Channel name."""
+    @_builtins.property
+    def mutation(self) -> Global___Mutation:
+        """About the change."""
+
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        mutation: Global___Mutation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mutation", b"mutation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "mutation", b"mutation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearOverrideRequest: _TypeAlias = ClearOverrideRequest  # noqa: Y015
+
+@_typing.final
+class StartDrillRequest(_message.Message):
+    """Asks for a drill."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    HOLD_S_FIELD_NUMBER: _builtins.int
+    MUTATION_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    """Region to leave for a while."""
+    hold_s: _builtins.int
+    """How long the region stays out once everything has converged, in seconds; 0 for 10, at most 3600."""
+    @_builtins.property
+    def mutation(self) -> Global___Mutation:
+        """About the change."""
+
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        hold_s: _builtins.int = ...,
+        mutation: Global___Mutation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mutation", b"mutation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_s", b"hold_s", "mutation", b"mutation", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartDrillRequest: _TypeAlias = StartDrillRequest  # noqa: Y015
+
+@_typing.final
+class GetOperationRequest(_message.Message):
+    """Asks for an operation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOperationRequest: _TypeAlias = GetOperationRequest  # noqa: Y015
+
+@_typing.final
+class WaitOperationRequest(_message.Message):
+    """Waits for an operation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    timeout_ms: _builtins.int
+    """Longest wait, in ms; 0 for 30000, at most 300000. The operation is returned as it stands then."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        timeout_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitOperationRequest: _TypeAlias = WaitOperationRequest  # noqa: Y015
+
+@_typing.final
+class CancelOperationRequest(_message.Message):
+    """Asks to take an operation back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MUTATION_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    @_builtins.property
+    def mutation(self) -> Global___Mutation:
+        """About the change."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        mutation: Global___Mutation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mutation", b"mutation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "mutation", b"mutation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelOperationRequest: _TypeAlias = CancelOperationRequest  # noqa: Y015

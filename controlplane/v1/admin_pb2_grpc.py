@@ -75,6 +75,66 @@ class AdminServiceStub:
                 request_serializer=controlplane_dot_v1_dot_admin__pb2.ExplainRouteRequest.SerializeToString,
                 response_deserializer=controlplane_dot_v1_dot_admin__pb2.ExplainRouteResponse.FromString,
                 _registered_method=True)
+        self.DrainRegion = channel.unary_unary(
+                '/controlplane.v1.AdminService/DrainRegion',
+                request_serializer=controlplane_dot_v1_dot_admin__pb2.DrainRegionRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
+        self.UndrainRegion = channel.unary_unary(
+                '/controlplane.v1.AdminService/UndrainRegion',
+                request_serializer=controlplane_dot_v1_dot_admin__pb2.UndrainRegionRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
+        self.StartFailover = channel.unary_unary(
+                '/controlplane.v1.AdminService/StartFailover',
+                request_serializer=controlplane_dot_v1_dot_admin__pb2.StartFailoverRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
+        self.StartFailback = channel.unary_unary(
+                '/controlplane.v1.AdminService/StartFailback',
+                request_serializer=controlplane_dot_v1_dot_admin__pb2.StartFailbackRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
+        self.Freeze = channel.unary_unary(
+                '/controlplane.v1.AdminService/Freeze',
+                request_serializer=controlplane_dot_v1_dot_admin__pb2.FreezeRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
+        self.Unfreeze = channel.unary_unary(
+                '/controlplane.v1.AdminService/Unfreeze',
+                request_serializer=controlplane_dot_v1_dot_admin__pb2.UnfreezeRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
+        self.SetOverride = channel.unary_unary(
+                '/controlplane.v1.AdminService/SetOverride',
+                request_serializer=controlplane_dot_v1_dot_admin__pb2.SetOverrideRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
+        self.ClearOverride = channel.unary_unary(
+                '/controlplane.v1.AdminService/ClearOverride',
+                request_serializer=controlplane_dot_v1_dot_admin__pb2.ClearOverrideRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
+        self.StartDrill = channel.unary_unary(
+                '/controlplane.v1.AdminService/StartDrill',
+                request_serializer=controlplane_dot_v1_dot_admin__pb2.StartDrillRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
+        self.GetOperation = channel.unary_unary(
+                '/controlplane.v1.AdminService/GetOperation',
+                request_serializer=controlplane_dot_v1_dot_admin__pb2.GetOperationRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
+        self.WaitOperation = channel.unary_unary(
+                '/controlplane.v1.AdminService/WaitOperation',
+                request_serializer=controlplane_dot_v1_dot_admin__pb2.WaitOperationRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
+        self.CancelOperation = channel.unary_unary(
+                '/controlplane.v1.AdminService/CancelOperation',
+                request_serializer=controlplane_dot_v1_dot_admin__pb2.CancelOperationRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -137,6 +197,90 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainRegion(self, request, context):
+        """Takes a region out of service gradually. Asking again for what already holds changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndrainRegion(self, request, context):
+        """Ends a drain or an ordered failover; the region returns by ramp.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartFailover(self, request, context):
+        """Moves all traffic off a region at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartFailback(self, request, context):
+        """Lets a failed or drained region return now, by ramp; ends a drain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Freeze(self, request, context):
+        """Forbids automatic change of the plan.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unfreeze(self, request, context):
+        """Allows it again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetOverride(self, request, context):
+        """Fixes one channel's weights until the override expires.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClearOverride(self, request, context):
+        """Ends an override before it expires.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartDrill(self, request, context):
+        """A planned failover with abort conditions, timed against the budget, undone at its end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetOperation(self, request, context):
+        """How far an operation has come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WaitOperation(self, request, context):
+        """Waits until an operation is done or the deadline of the call passes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelOperation(self, request, context):
+        """Takes back what an operation asked for, as far as that is still possible.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -179,6 +323,66 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ExplainRoute,
                     request_deserializer=controlplane_dot_v1_dot_admin__pb2.ExplainRouteRequest.FromString,
                     response_serializer=controlplane_dot_v1_dot_admin__pb2.ExplainRouteResponse.SerializeToString,
+            ),
+            'DrainRegion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainRegion,
+                    request_deserializer=controlplane_dot_v1_dot_admin__pb2.DrainRegionRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_admin__pb2.Operation.SerializeToString,
+            ),
+            'UndrainRegion': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndrainRegion,
+                    request_deserializer=controlplane_dot_v1_dot_admin__pb2.UndrainRegionRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_admin__pb2.Operation.SerializeToString,
+            ),
+            'StartFailover': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartFailover,
+                    request_deserializer=controlplane_dot_v1_dot_admin__pb2.StartFailoverRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_admin__pb2.Operation.SerializeToString,
+            ),
+            'StartFailback': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartFailback,
+                    request_deserializer=controlplane_dot_v1_dot_admin__pb2.StartFailbackRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_admin__pb2.Operation.SerializeToString,
+            ),
+            'Freeze': grpc.unary_unary_rpc_method_handler(
+                    servicer.Freeze,
+                    request_deserializer=controlplane_dot_v1_dot_admin__pb2.FreezeRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_admin__pb2.Operation.SerializeToString,
+            ),
+            'Unfreeze': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unfreeze,
+                    request_deserializer=controlplane_dot_v1_dot_admin__pb2.UnfreezeRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_admin__pb2.Operation.SerializeToString,
+            ),
+            'SetOverride': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetOverride,
+                    request_deserializer=controlplane_dot_v1_dot_admin__pb2.SetOverrideRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_admin__pb2.Operation.SerializeToString,
+            ),
+            'ClearOverride': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClearOverride,
+                    request_deserializer=controlplane_dot_v1_dot_admin__pb2.ClearOverrideRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_admin__pb2.Operation.SerializeToString,
+            ),
+            'StartDrill': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartDrill,
+                    request_deserializer=controlplane_dot_v1_dot_admin__pb2.StartDrillRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_admin__pb2.Operation.SerializeToString,
+            ),
+            'GetOperation': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOperation,
+                    request_deserializer=controlplane_dot_v1_dot_admin__pb2.GetOperationRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_admin__pb2.Operation.SerializeToString,
+            ),
+            'WaitOperation': grpc.unary_unary_rpc_method_handler(
+                    servicer.WaitOperation,
+                    request_deserializer=controlplane_dot_v1_dot_admin__pb2.WaitOperationRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_admin__pb2.Operation.SerializeToString,
+            ),
+            'CancelOperation': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelOperation,
+                    request_deserializer=controlplane_dot_v1_dot_admin__pb2.CancelOperationRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_admin__pb2.Operation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -398,6 +602,330 @@ class AdminService:
             '/controlplane.v1.AdminService/ExplainRoute',
             controlplane_dot_v1_dot_admin__pb2.ExplainRouteRequest.SerializeToString,
             controlplane_dot_v1_dot_admin__pb2.ExplainRouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainRegion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.AdminService/DrainRegion',
+            controlplane_dot_v1_dot_admin__pb2.DrainRegionRequest.SerializeToString,
+            controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndrainRegion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.AdminService/UndrainRegion',
+            controlplane_dot_v1_dot_admin__pb2.UndrainRegionRequest.SerializeToString,
+            controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartFailover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.AdminService/StartFailover',
+            controlplane_dot_v1_dot_admin__pb2.StartFailoverRequest.SerializeToString,
+            controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartFailback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.AdminService/StartFailback',
+            controlplane_dot_v1_dot_admin__pb2.StartFailbackRequest.SerializeToString,
+            controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Freeze(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.AdminService/Freeze',
+            controlplane_dot_v1_dot_admin__pb2.FreezeRequest.SerializeToString,
+            controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unfreeze(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.AdminService/Unfreeze',
+            controlplane_dot_v1_dot_admin__pb2.UnfreezeRequest.SerializeToString,
+            controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetOverride(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.AdminService/SetOverride',
+            controlplane_dot_v1_dot_admin__pb2.SetOverrideRequest.SerializeToString,
+            controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClearOverride(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.AdminService/ClearOverride',
+            controlplane_dot_v1_dot_admin__pb2.ClearOverrideRequest.SerializeToString,
+            controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartDrill(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.AdminService/StartDrill',
+            controlplane_dot_v1_dot_admin__pb2.StartDrillRequest.SerializeToString,
+            controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.AdminService/GetOperation',
+            controlplane_dot_v1_dot_admin__pb2.GetOperationRequest.SerializeToString,
+            controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WaitOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.AdminService/WaitOperation',
+            controlplane_dot_v1_dot_admin__pb2.WaitOperationRequest.SerializeToString,
+            controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.AdminService/CancelOperation',
+            controlplane_dot_v1_dot_admin__pb2.CancelOperationRequest.SerializeToString,
+            controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,279 @@
+"""Planning: from phases, breakers and intents to routes with reasons.
+
+Theory. What shapes the weights is summed up in a `situation`, a short text. While it stays the same
+and the weights have arrived, nothing is computed: a quiet tick costs nothing however many channels
+there are. When it changes, all channels are computed together (capacity couples them), but only
+routes that really changed become new objects.
+
+Fallback for a channel that nobody may serve (an orphan), best first
+1. regions that are neither failed nor drained (suspects, open cells): health is disregarded;
+2. drained regions that have not failed;
+3. the last good weights.
+Panic is the same for all channels at once: no region is available at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from controlplane.decision.phases import available_bp
+from controlplane.decision.smoothing import approach, round_columns
+from controlplane.decision.state import BreakerMemory, Memory, State
+from controlplane.decision.weights import Target, Trace, _untraced, override_row, target
+from controlplane.decision.world import World
+from controlplane.model.ids import FULL_BP, ChannelName, RegionName
+from controlplane.model.intents import Intents
+from controlplane.model.plan import Breaker, Phase, Route
+
+Table = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraints:
+    """What the weights must respect in this tick."""
+
+    available: Table
+    failed: frozenset[RegionName]
+    drained: frozenset[RegionName]
+    panic: bool
+    # nothing may change by itself: an operator's freeze, or a leader that is cut off
+    frozen: bool
+    cut_off: bool
+
+    @property
+    def out(self) -> frozenset[RegionName]:
+        """Regions that carry nothing while another lives."""
+        return self.failed | self.drained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Whole-bp weights (regions, channels), shed bp per channel, and whether they have arrived."""
+
+    weight: Table
+    shed: Table
+    settled: bool
+    orphans: Mask
+    goal: Table
+
+
+def constraints(world: World, memory: Memory, intents: Intents) -> Constraints:
+    """Read phases and drains; the last regions are never drained."""
+    policy = world.topology.policy
+    names = [region.name for region in world.topology.regions]
+    failed = frozenset(n for n in names if memory.regions[n].phase is Phase.FAILED)
+    drained = honoured_drains(world, intents)
+    available = np.array(
+        [
+            0.0 if name in drained else available_bp(memory.regions[name], policy) / FULL_BP
+            for name in names
+        ]
+    )
+    return Constraints(
+        available=available,
+        failed=failed,
+        drained=drained,
+        panic=not bool((available > 0).any()),
+        frozen=memory.frozen or memory.cut_off,
+        cut_off=memory.cut_off,
+    )
+
+
+def honoured_drains(world: World, intents: Intents) -> frozenset[RegionName]:
+    """Regions that are drained: all that are asked for, unless too few would be left.
+
+    Then those with the largest share stay, in the order of their share.
+    """
+    policy = world.topology.policy
+    asked = {d.region for d in intents.drains if d.region in world.region_index}
+    stay = len(world.region_index) - len(asked)
+    if stay >= policy.min_regions:
+        return frozenset(asked)
+    by_share = sorted(asked, key=lambda name: (-world.topology.region(name).share_bp, name))
+    return frozenset(by_share[policy.min_regions - stay :])
+
+
+def situation(
+    world: World, memory: Memory, limits: Constraints, intents: Intents, tilt: Table
+) -> str:
+    """Sum up everything that shapes target and reasons."""
+    regions = ",".join(
+        f"{r.phase.value}:{r.ramp}:{r.moved:d}:{r.since_ms}" for r in memory.regions.values()
+    )
+    # the first reason for an override is its text; a change of any intent is a new situation
+    asked = ";".join(
+        f"{o.channel}={'/'.join(f'{n}:{w}' for n, w in o.weights)}:{o.by}:{o.reason}"
+        for o in intents.overrides
+    )
+    cells = ",".join(
+        f"{key}:{b.state.value}"
+        for key, b in memory.breakers.items()
+        if b.state is not Breaker.CLOSED
+    )
+    drains = ",".join(sorted(limits.drained))
+    tilted = np.flatnonzero(tilt < 1.0)
+    tilts = ",".join(f"{i}:{tilt[i]:.2f}" for i in tilted.tolist())
+    flags = f"{limits.panic:d}{limits.frozen:d}{limits.cut_off:d}"
+    outages = ",".join(memory.outages)
+    return "|".join((world.fingerprint, regions, drains, asked, cells, tilts, outages, flags))
+
+
+def cell_table(world: World, memory: Memory) -> Table:
+    """Largest share (regions, channels) that breakers leave: 1, 0, or a trickle.
+
+    A channel whose provider is out everywhere keeps its shares: there is nowhere better.
+    """
+    shape = (len(world.region_index), len(world.channel_index))
+    cell = np.ones(shape)
+    trickle = world.topology.policy.trickle_bp / FULL_BP
+    for breaker in memory.breakers.values():
+        if breaker.state is Breaker.CLOSED or breaker.channel in memory.outages:
+            continue
+        place = (world.region_index[breaker.region], world.channel_index[breaker.channel])
+        cell[place] = 0.0 if breaker.state is Breaker.OPEN else trickle
+    return cell
+
+
+def wanted(
+    world: World, state: State, memory: Memory, limits: Constraints, trace: Trace = _untraced
+) -> tuple[Target, Table]:
+    """Return the target of the rules and the breakers' table it rests on."""
+    shape = (len(world.region_index), len(world.channel_index))
+    cell = cell_table(world, memory)
+    tilt = state.columns["tilt"].reshape(shape)
+    limit = world.topology.policy.utilisation_target_bp / FULL_BP
+    return target(world.load, limits.available, cell, tilt, limit, trace), cell
+
+
+def weigh(
+    world: World,
+    state: State,
+    memory: Memory,
+    limits: Constraints,
+    intents: Intents,
+    trace: Trace = _untraced,
+) -> Weights:
+    """Compute this tick's weights from the present ones, the target and the limits on movement."""
+    policy = world.topology.policy
+    shape = (len(world.region_index), len(world.channel_index))
+    current = state.columns["weight"].reshape(shape)
+    good = state.columns["good"].reshape(shape)
+    aim, cell = wanted(world, state, memory, limits, trace)
+    share = aim.share
+    if aim.orphans.any():
+        share = _fallback(world, share, aim.orphans, good, limits)
+    fixed = _override(world, share, limits, intents)
+    goal = round_columns(share)
+    empty = current.sum(axis=0) == 0
+    lost = (current > 0) & (limits.available[:, None] <= 0)
+    if limits.frozen:
+        # only what safety or an operator asks for may move; nothing at all when cut off
+        names = list(world.region_index)
+        out = np.array([name in limits.out for name in names])
+        forced = ((current > 0) & out[:, None] & (goal <= 0)).any(axis=0)
+        move = empty | ((forced | fixed) & (not limits.cut_off))
+        weight = np.where(move, goal, current)
+        return _arrived(weight, aim, goal, settled=bool(np.all(weight == current)))
+    closed = (current > 0) & (cell <= 0)
+    used = current @ world.load.demand / FULL_BP
+    overloaded = (used > world.load.capacity) & (world.load.capacity > 0)
+    heavy = ((goal < current) & overloaded[:, None]).any(axis=0)
+    jump = empty | (lost | closed).any(axis=0) | heavy | fixed | aim.orphans
+    weight = approach(current, goal, jump, policy.step_limit_bp, policy.dead_band_bp)
+    return _arrived(weight, aim, goal, settled=bool(np.all(weight == current)))
+
+
+def _arrived(weight: Table, aim: Target, goal: Table, *, settled: bool) -> Weights:
+    shed = np.rint(aim.shed * FULL_BP)
+    return Weights(weight=weight, shed=shed, settled=settled, orphans=aim.orphans, goal=goal)
+
+
+def _fallback(world: World, share: Table, orphans: Mask, good: Table, limits: Constraints) -> Table:
+    share = share.copy()
+    names = list(world.region_index)
+    alive = np.array([name not in limits.out for name in names])
+    unfailed = np.array([name not in limits.failed for name in names])
+    base = world.load.share
+    for column in np.flatnonzero(orphans).tolist():
+        serves = world.load.serves[:, column]
+        for candidates in (serves & alive, serves & unfailed):
+            if candidates.any():
+                last = np.where(candidates, good[:, column], 0.0)
+                row = last if last.sum() > 0 else np.where(candidates, base, 0.0)
+                if row.sum() <= 0:
+                    row = candidates.astype(np.float64)
+                break
+        else:
+            row = good[:, column]
+            if row.sum() <= 0:
+                row = serves.astype(np.float64)
+        share[:, column] = row / row.sum()
+    return share
+
+
+def _override(world: World, share: Table, limits: Constraints, intents: Intents) -> Mask:
+    """Put operators' weights into `share`; return which channels they fix."""
+    fixed = np.zeros(len(world.channel_index), dtype=np.bool_)
+    regions = tuple(world.region_index)
+    for override in intents.overrides:
+        column = world.channel_index.get(override.channel)
+        if column is None:
+            continue
+        serves = frozenset(
+            r for r in regions if not world.load.serves[world.region_index[r], column]
+        )
+        row = override_row(override, regions, limits.out | serves)
+        if row is not None:
+            share[:, column] = row
+            fixed[column] = True
+    return fixed
+
+
+def build_routes(
+    world: World,
+    memory: Memory,
+    previous: tuple[Route, ...],
+    weights: Weights,
+    changed: Mask,
+    reasons: Mapping[ChannelName, tuple[str, ...]] | None,
+) -> tuple[Route, ...]:
+    """Return the routes; those whose column did not change keep their object.
+
+    `reasons` is None while the situation is the same: then old reasons hold.
+    """
+    old = {route.channel: route for route in previous}
+    table = weights.weight.T.astype(np.int64).tolist()
+    shed = weights.shed.astype(np.int64).tolist()
+    index = world.region_index
+    out: list[Route] = []
+    flags = changed.tolist()
+    for c, channel in enumerate(world.topology.channels):
+        held = old.get(channel.name)
+        why = held.reasons if held is not None else ()
+        if reasons is not None:
+            why = reasons.get(channel.name, why)
+        if held is not None and not flags[c] and why == held.reasons and held.shed_bp == shed[c]:
+            out.append(held)
+            continue
+        row = table[c]
+        out.append(
+            Route(
+                channel=channel.name,
+                weights=tuple((name, row[index[name]]) for name in world.serving[c]),
+                shed_bp=shed[c],
+                reasons=why,
+            )
+        )
+    del memory
+    return tuple(out)
+
+
+def closed_by(memory: Memory, region: RegionName, channel: ChannelName) -> BreakerMemory | None:
+    """Return the breaker of a cell when it is not closed."""
+    breaker = memory.breakers.get(f"{region}/{channel}")
+    return breaker if breaker is not None and breaker.state is not Breaker.CLOSED else None

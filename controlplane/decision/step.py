@@ -1,0 +1,317 @@
+"""Step: one tick of the decision, a pure function.
+
+    step(topology, state, evidence, intents, now_ms) -> state, plan, events, failovers, resign
+
+No clock, no randomness, no input or output: the same arguments give the same bytes. In order:
+
+1. time        attentive time advances by at most 2.5 ticks
+2. votes       every link is aged or renewed, every vantage votes
+3. detector    the kinds of evidence against each region
+4. phases      regions change phase, under the caps on removal
+5. cells       sequential tests, breakers, tilt
+6. weights     target, then a bounded move towards it
+7. plan        a new epoch exactly when the content changed
+8. failovers   records with the time of each stage
+
+Failure modes. A leader that is cut off keeps its last plan, marks it frozen and asks to resign. An
+absurd epoch from outside is refused with an event instead of being followed to where no integer is
+left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from controlplane.decision import failovers, planning
+from controlplane.decision.detector import assess, leader_cut_off
+from controlplane.decision.phases import Removals, advance
+from controlplane.decision.reasons import reasons
+from controlplane.decision.state import Memory, State
+from controlplane.decision.votes import Views, observe
+from controlplane.decision.world import World, compiled
+from controlplane.model.evidence import Evidence
+from controlplane.model.ids import Epoch
+from controlplane.model.intents import Intents
+from controlplane.model.plan import (
+    BreakerStatus,
+    Event,
+    FailoverRecord,
+    Plan,
+    RegionStatus,
+    Severity,
+)
+from controlplane.model.topology import Policy, Topology
+
+HIGHEST_EPOCH: Final = 1 << 53
+"""Beyond it JSON readers lose integers."""
+EPOCH_JUMP: Final = 1_000_000_000
+"""An epoch this far above ours is no plan's epoch."""
+HOUR_MS: Final = 3_600_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one tick decided. `resign`: the leader hears nobody and should let another lead."""
+
+    state: State
+    plan: Plan
+    events: tuple[Event, ...]
+    failovers: tuple[FailoverRecord, ...]
+    resign: bool = False
+
+
+def step(
+    topology: Topology, state: State, evidence: Evidence, intents: Intents, now_ms: int
+) -> Step:
+    """Decide one tick. `now_ms` is the leader's monotonic clock; only differences matter."""
+    world = compiled(topology)
+    policy = topology.policy
+    state = state.aligned(topology)
+    events: list[Event] = []
+    passed_ms = _passed(state.memory, policy, now_ms)
+    memory = replace(state.memory, now_ms=state.memory.now_ms + passed_ms, clock_ms=now_ms)
+    views = observe(state, evidence, policy, passed_ms)
+    state = replace(state, memory=memory)
+    memory = _regions(world, state, views, evidence, intents, events)
+    state = replace(state, memory=memory)
+    state = _plan(world, state, intents, evidence, events)
+    memory = state.memory
+    assert memory.plan is not None
+    memory = failovers.track(memory, evidence, memory.plan.epoch, policy, events)
+    if memory is not state.memory:
+        state = replace(state, memory=memory)
+    return Step(
+        state=state,
+        plan=memory.plan if memory.plan is not None else Plan(epoch=Epoch(0)),
+        events=tuple(events),
+        failovers=memory.failovers,
+        resign=memory.cut_off,
+    )
+
+
+def _passed(memory: Memory, policy: Policy, now_ms: int) -> int:
+    """Attentive time since the last step; one tick after a takeover."""
+    if memory.clock_ms is None:
+        return policy.tick_ms
+    return min(max(0, now_ms - memory.clock_ms), policy.tick_ms * 5 // 2)
+
+
+def _regions(
+    world: World,
+    state: State,
+    views: Views,
+    evidence: Evidence,
+    intents: Intents,
+    events: list[Event],
+) -> Memory:
+    memory, policy = state.memory, world.topology.policy
+    now_ms = memory.now_ms
+    cut_off = leader_cut_off(views, state, evidence.leader_region)
+    frozen = intents.freeze is not None
+    if cut_off and not memory.cut_off:
+        text = "every other region is silent and nobody is reached: the leader is cut off, resigns"
+        events.append(Event(kind="leader_cut_off", message=text, severity=Severity.CRITICAL))
+    if frozen != memory.frozen:
+        text = f"frozen: {intents.freeze.reason}" if intents.freeze else "no longer frozen"
+        events.append(Event(kind="frozen" if frozen else "unfrozen", message=text))
+    hold = ""
+    if cut_off:
+        hold = "the leader is cut off"
+    elif frozen:
+        hold = "frozen by an operator"
+    elif evidence.coordination_suspect:
+        hold = "many leases vanished at once: etcd is suspect, not the regions"
+    drained = planning.honoured_drains(world, intents)
+    serving = {
+        name
+        for name in state.regions
+        if name not in drained and planning.available_bp(memory.regions[name], policy) > 0
+    }
+    log = [(at, name) for at, name in memory.removals if now_ms - at < HOUR_MS]
+    removals = Removals(
+        policy=policy,
+        now_ms=now_ms,
+        count=len(state.regions),
+        log=log,
+        serving=serving,
+        hold=hold,
+    )
+    seen = assess(world.topology, state, views, now_ms)
+    regions = {
+        name: advance(name, memory.regions[name], seen[name], intents, removals, events)
+        for name in state.regions
+    }
+    return replace(
+        memory,
+        regions=regions,
+        links={key: tuple(link) for key, link in views.links.items()},
+        removals=tuple(removals.log),
+        unwell=tuple(sorted(views.unwell)),
+        frozen=frozen,
+        cut_off=cut_off,
+    )
+
+
+def _plan(
+    world: World, state: State, intents: Intents, evidence: Evidence, events: list[Event]
+) -> State:
+    memory = state.memory
+    limits = planning.constraints(world, memory, intents)
+    situation = planning.situation(world, memory, limits, intents, state.columns["tilt"])
+    same = situation == memory.situation and memory.plan is not None
+    plan = memory.plan
+    routes = plan.routes if plan is not None else ()
+    settled = memory.settled
+    if not (same and settled):
+        shape = (len(world.region_index), len(world.channel_index))
+        weights = planning.weigh(world, state, memory, limits, intents)
+        changed = (weights.weight != state.columns["weight"].reshape(shape)).any(axis=0)
+        why = None if same else reasons(world, state, memory, limits, intents, weights)
+        _shed_events(world, routes, weights, events)
+        routes = planning.build_routes(world, memory, routes, weights, changed, why)
+        columns = dict(state.columns)
+        columns["weight"] = weights.weight.reshape(-1)
+        if not limits.panic and not weights.orphans.any():
+            columns["good"] = columns["weight"]
+        state = replace(state, columns=columns)
+        settled = weights.settled
+    _say_panic(memory, limits, events)
+    _say_drains(world, memory, limits, intents, events)
+    memory = replace(memory, situation=situation, settled=settled, panic=limits.panic)
+    regions = tuple(
+        RegionStatus(
+            name=name,
+            phase=region.phase,
+            verdict=region.verdict,
+            drained=name in limits.drained,
+            since_ms=region.since_ms,
+            cause=region.cause or ("blind: reports nothing, yet reached" if region.blind else ""),
+        )
+        for name, region in sorted(memory.regions.items())
+    )
+    breakers = _breakers(world, memory, plan)
+    return replace(
+        state,
+        memory=_numbered(
+            replace(memory), plan, routes, regions, breakers, limits.frozen, evidence, events
+        ),
+    )
+
+
+def _numbered(
+    memory: Memory,
+    plan: Plan | None,
+    routes: tuple[object, ...],
+    regions: tuple[RegionStatus, ...],
+    breakers: tuple[BreakerStatus, ...],
+    frozen: bool,
+    evidence: Evidence,
+    events: list[Event],
+) -> Memory:
+    """Give the plan a new epoch when its content changed or somebody has seen a higher one."""
+    highest = max(evidence.highest_epoch, evidence.committed_epoch)
+    absurd = highest > HIGHEST_EPOCH or highest > memory.epoch + EPOCH_JUMP
+    if absurd:
+        if highest != memory.refused_epoch:
+            text = f"epoch {highest} was claimed, ours is {memory.epoch}: refused as absurd"
+            events.append(Event(kind="epoch_refused", message=text, severity=Severity.CRITICAL))
+        memory = replace(memory, refused_epoch=highest)
+        highest = Epoch(0)
+    content = (routes, regions, breakers, frozen, memory.panic)
+    same = plan is not None and content == (
+        plan.routes,
+        plan.regions,
+        plan.breakers,
+        plan.frozen,
+        plan.panic,
+    )
+    if same and highest <= memory.epoch:
+        return memory
+    if same:
+        text = f"epoch {highest} was seen, ours is {memory.epoch}: the plan is numbered above it"
+        events.append(Event(kind="epoch_raised", message=text, severity=Severity.WARNING))
+    epoch = Epoch(max(memory.epoch, highest) + 1)
+    plan = Plan(
+        epoch=epoch,
+        decided_at_ms=memory.now_ms,
+        routes=routes,  # type: ignore[arg-type]
+        regions=regions,
+        breakers=breakers,
+        frozen=frozen,
+        panic=memory.panic,
+    )
+    return replace(memory, epoch=epoch, plan=plan)
+
+
+def _breakers(world: World, memory: Memory, plan: Plan | None) -> tuple[BreakerStatus, ...]:
+    """One entry per served cell; entries that did not change keep their object."""
+    held = plan.breakers if plan is not None else ()
+    if len(held) != len(world.served) or any(
+        (b.region, b.channel) != cell for b, cell in zip(held, world.served, strict=True)
+    ):
+        held = tuple(BreakerStatus(region=r, channel=c) for r, c in world.served)
+    out: list[BreakerStatus] | None = None
+    for key, breaker in memory.breakers.items():
+        place = world.place.get(key)
+        if place is None:
+            continue
+        status = BreakerStatus(
+            region=breaker.region,
+            channel=breaker.channel,
+            state=breaker.state,
+            since_ms=breaker.since_ms,
+            open_until_ms=breaker.open_until_ms,
+            cause=breaker.cause,
+        )
+        if held[place] != status:
+            out = list(held) if out is None else out
+            out[place] = status
+    return held if out is None else tuple(out)
+
+
+def _shed_events(
+    world: World, routes: tuple[object, ...], weights: planning.Weights, events: list[Event]
+) -> None:
+    before = max((getattr(route, "shed_bp", 0) for route in routes), default=0)
+    after = int(np.max(weights.shed, initial=0))
+    if (after > 0) == (before > 0):
+        return
+    del world
+    if after:
+        text = f"capacity is short: up to {after / 100:g} % of the load must be shed"
+        events.append(
+            Event(kind="shed", message=text, severity=Severity.CRITICAL, data={"shed_bp": after})
+        )
+    else:
+        events.append(Event(kind="shed_over", message="capacity suffices again"))
+
+
+def _say_panic(memory: Memory, limits: planning.Constraints, events: list[Event]) -> None:
+    if limits.panic == memory.panic:
+        return
+    if limits.panic:
+        text = "no region is available: health is disregarded, the last good weights stay"
+        events.append(Event(kind="panic", message=text, severity=Severity.CRITICAL))
+    else:
+        events.append(Event(kind="panic_over", message="a region is available again"))
+
+
+def _say_drains(
+    world: World,
+    memory: Memory,
+    limits: planning.Constraints,
+    intents: Intents,
+    events: list[Event],
+) -> None:
+    before = frozenset(
+        s.name for s in (memory.plan.regions if memory.plan is not None else ()) if s.drained
+    )
+    for name in sorted(limits.drained - before):
+        events.append(Event(kind="region_drained", message=f"{name} is drained", region=name))
+    for name in sorted(before - limits.drained):
+        text = f"{name} is no longer drained"
+        events.append(Event(kind="region_undrained", message=text, region=name))
+    del world, intents

@@ -1,0 +1,299 @@
+"""Votes: what each vantage says of each region.
+
+Theory. A vantage is a region, not an agent: agents in one place fail together. Each holds one
+`Link` to every other region (probes of its ingress) and one to itself (its own reports). A vote is
+
+    UP       last success younger than 3 intervals + 0.5 s
+    DOWN     at least 3 failures since the last success, and not UP
+    ABSTAIN  neither
+    VOID     the vantage is silent, locally unwell, or blames everyone while others disagree
+
+Surprise. A run of failures is weighed against the link's usual loss, which is learned from samples
+*before* the run: 10 failures on a clean link are damning, on a link that loses 80 % they are
+weather. The surprise of a region is the sum over its links of failures x -ln(loss), in nats; it
+starts at nothing with every success.
+
+Attentive ages. An age may not grow faster than attentive time: after a pause of the leader every
+age looks old, and only its own clock is to blame.
+
+Failure modes. One vantage that lies can suspect nobody alone while another says UP. A link that
+never had a success counts failures only once the target has been seen, or after the warm-up grace.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from controlplane.decision.state import Link, State
+from controlplane.model.evidence import Evidence, RegionEvidence
+from controlplane.model.ids import RegionName
+from controlplane.model.topology import Policy
+
+LOSS_MEMORY: Final = 1.0 / 16.0
+"""Weight of one sample in a link's usual loss: about sixteen samples are remembered."""
+LOSS_LEAST: Final = 0.05
+LOSS_MOST: Final = 0.95
+RECENT_MS: Final = 30_000
+"""Time constant of the counts for the brown-out test."""
+
+
+class Opinion(StrEnum):
+    """What a vantage says of a region."""
+
+    UP = "up"
+    DOWN = "down"
+    ABSTAIN = "abstain"
+    VOID = "void"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    """One vantage's vote on one region, with the numbers it rests on."""
+
+    vantage: RegionName
+    opinion: Opinion
+    last_success_age_ms: int | None
+    failures: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """All links after this tick, who reports, and the votes by target (without voids: eligible)."""
+
+    links: Mapping[str, Link]
+    silent: frozenset[RegionName]
+    void: frozenset[RegionName]
+    unwell: frozenset[RegionName]
+    opinions: Mapping[RegionName, Mapping[RegionName, Opinion]]
+    surprise: Mapping[RegionName, float]
+    life_age_ms: Mapping[RegionName, int]
+
+
+def observe(state: State, evidence: Evidence, policy: Policy, passed_ms: int) -> Views:
+    """Advance every link by one tick and take the votes.
+
+    `passed_ms` is the attentive time since the last step.
+    """
+    names = state.regions
+    by_name = {region.region: region for region in evidence.regions}
+    links: dict[str, Link] = {}
+    decay = math.exp(-passed_ms / RECENT_MS)
+    memory = state.memory
+    silent: set[RegionName] = set()
+    unwell: set[RegionName] = set()
+    for name in names:
+        region = by_name.get(name)
+        own = f"{name}>{name}"
+        links[own] = link = _own_link(_link(memory.links, own), region, policy, passed_ms)
+        if link.age_ms is None or link.age_ms > policy.silent_after_ms:
+            silent.add(name)
+        elif region is not None and region.loop_lag_ms > policy.local_unwell_lag_ms:
+            unwell.add(name)
+        views = {} if region is None else {view.target: view for view in region.ingress}
+        for target in names:
+            if target == name:
+                continue
+            key = f"{name}>{target}"
+            view = views.get(target)
+            held = _link(memory.links, key)
+            if view is None:
+                links[key] = _aged(held, passed_ms, decay)
+                continue
+            links[key] = _next_link(
+                held,
+                view.last_success_age_ms,
+                view.failures_since_success,
+                view.ok,
+                view.failed,
+                passed_ms,
+                decay,
+            )
+    opinions, void = _opinions(names, links, frozenset(silent | unwell), policy)
+    surprise: dict[RegionName, float] = {}
+    life: dict[RegionName, int] = {}
+    for target in names:
+        eligible = opinions[target]
+        surprise[target] = _surprise(target, links, eligible, policy)
+        life[target] = _life_age(target, links, eligible)
+    return Views(
+        links=links,
+        silent=frozenset(silent),
+        void=void,
+        unwell=frozenset(unwell),
+        opinions=opinions,
+        surprise=surprise,
+        life_age_ms=life,
+    )
+
+
+def votes(state: State, region: RegionName, policy: Policy | None = None) -> tuple[Vote, ...]:
+    """Return the votes on a region as the last step saw them, sorted by vantage, voids included."""
+    policy = policy or Policy()
+    links = {key: Link(*link) for key, link in state.memory.links.items()}
+    silent: set[RegionName] = set(state.memory.unwell)
+    for name in state.regions:
+        age_ms = links.get(f"{name}>{name}", Link()).age_ms
+        if age_ms is None or age_ms > policy.silent_after_ms:
+            silent.add(name)
+    opinions, _ = _opinions(state.regions, links, frozenset(silent), policy)
+    out = []
+    for vantage in sorted(state.regions):
+        if vantage == region:
+            continue
+        link = links.get(f"{vantage}>{region}", Link())
+        opinion = opinions.get(region, {}).get(vantage, Opinion.VOID)
+        out.append(
+            Vote(
+                vantage=vantage,
+                opinion=opinion,
+                last_success_age_ms=link.age_ms,
+                failures=link.failures,
+            )
+        )
+    return tuple(out)
+
+
+def _link(links: Mapping[str, tuple[int | None, int, float, float, float]], key: str) -> Link:
+    held = links.get(key)
+    return Link() if held is None else Link(*held)
+
+
+def _bounded(told: int | None, held: int | None, passed_ms: int) -> int | None:
+    """Return an age as attentive time knows it: never older than before plus the time passed."""
+    if told is None or held is None:
+        return told
+    return min(told, held + passed_ms)
+
+
+def _aged(held: Link, passed_ms: int, decay: float) -> Link:
+    age_ms = None if held.age_ms is None else held.age_ms + passed_ms
+    return Link(
+        age_ms, held.failures, held.loss, held.recent_ok * decay, held.recent_failed * decay
+    )
+
+
+def _own_link(held: Link, region: RegionEvidence | None, policy: Policy, passed_ms: int) -> Link:
+    """Advance a region's link to itself: its reports. Failures are reports that did not come."""
+    told = None if region is None else region.report_age_ms
+    if told is None:
+        return _aged(held, passed_ms, 1.0)
+    age_ms = _bounded(told, held.age_ms, passed_ms)
+    if age_ms is None:
+        return held
+    missed = max(0, age_ms // policy.report_interval_ms - 1)
+    loss = held.loss
+    if held.age_ms is not None and age_ms < held.age_ms + passed_ms:
+        # a report came: learn from the reports that should have come before it
+        loss = _learn(loss, 1, held.failures)
+    return Link(age_ms, missed, loss, 0.0, 0.0)
+
+
+def _next_link(
+    held: Link,
+    told_age_ms: int | None,
+    failures: int,
+    ok: int,
+    failed: int,
+    passed_ms: int,
+    decay: float,
+) -> Link:
+    age_ms = _bounded(told_age_ms, held.age_ms, passed_ms)
+    loss = held.loss
+    if ok > 0:
+        # the run is over: what failed before this success belongs to the usual loss
+        loss = _learn(loss, ok, max(0, held.failures + failed - failures))
+    return Link(
+        age_ms,
+        failures,
+        loss,
+        held.recent_ok * decay + ok,
+        held.recent_failed * decay + failed,
+    )
+
+
+def _learn(loss: float, ok: int, failed: int) -> float:
+    samples = ok + failed
+    weight = 1.0 - (1.0 - LOSS_MEMORY) ** samples
+    return float(loss + weight * (failed / samples - loss))
+
+
+def _opinions(
+    names: tuple[RegionName, ...],
+    links: Mapping[str, Link],
+    barred: frozenset[RegionName],
+    policy: Policy,
+) -> tuple[dict[RegionName, dict[RegionName, Opinion]], frozenset[RegionName]]:
+    up_ms = 3 * policy.report_interval_ms + policy.up_margin_ms
+    raw: dict[RegionName, dict[RegionName, Opinion]] = {name: {} for name in names}
+    for vantage in names:
+        if vantage in barred:
+            continue
+        for target in names:
+            if target == vantage:
+                continue
+            link = links[f"{vantage}>{target}"]
+            if link.age_ms is not None and link.age_ms < up_ms:
+                raw[target][vantage] = Opinion.UP
+            elif link.failures >= policy.down_failures:
+                raw[target][vantage] = Opinion.DOWN
+            else:
+                raw[target][vantage] = Opinion.ABSTAIN
+    void = set(barred)
+    for vantage in names:
+        if vantage not in barred and _blames_everyone(vantage, names, raw):
+            void.add(vantage)
+    opinions = {
+        target: {v: opinion for v, opinion in views.items() if v not in void}
+        for target, views in raw.items()
+    }
+    return opinions, frozenset(void)
+
+
+def _blames_everyone(
+    vantage: RegionName,
+    names: tuple[RegionName, ...],
+    raw: Mapping[RegionName, Mapping[RegionName, Opinion]],
+) -> bool:
+    """Tell whether a vantage says DOWN of all others while another says UP of one of them."""
+    others = [name for name in names if name != vantage]
+    if len(others) < 2 or any(raw[t].get(vantage) is not Opinion.DOWN for t in others):  # noqa: PLR2004 - one other is not everyone
+        return False
+    return any(
+        opinion is Opinion.UP
+        for target in others
+        for other, opinion in raw[target].items()
+        if other != vantage
+    )
+
+
+def _surprise(
+    target: RegionName,
+    links: Mapping[str, Link],
+    eligible: Mapping[RegionName, Opinion],
+    policy: Policy,
+) -> float:
+    """Nats of surprise in the present run of failures; reports count once they are overdue."""
+    own = links[f"{target}>{target}"]
+    total = own.failures * _nats(own.loss) if own.age_ms is not None else 0.0
+    for vantage in eligible:
+        link = links[f"{vantage}>{target}"]
+        total += link.failures * _nats(link.loss)
+    return total
+
+
+def _nats(loss: float) -> float:
+    return -math.log(min(LOSS_MOST, max(LOSS_LEAST, loss)))
+
+
+def _life_age(
+    target: RegionName, links: Mapping[str, Link], eligible: Mapping[RegionName, Opinion]
+) -> int:
+    """Ms since the last sign of life: a report, or an eligible vantage's answered probe."""
+    ages = [links[f"{target}>{target}"].age_ms]
+    ages.extend(links[f"{vantage}>{target}"].age_ms for vantage in eligible)
+    known = [age_ms for age_ms in ages if age_ms is not None]
+    return min(known) if known else 1 << 40

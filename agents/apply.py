@@ -78,6 +78,7 @@ class Applier:
         self._unsaved = asyncio.Event()
         self._tried = asyncio.Event()
         self._disk_well = True
+        self._complaint = ""
         self.refused = 0
         self.disk_failures = 0
 
@@ -106,10 +107,13 @@ class Applier:
         """Whether the last write to disk succeeded."""
         return self._disk_well
 
-    async def restore(self) -> None:
-        """Load the plan from disk; a plan that does not pass the checks is left out."""
+    async def restore(self, seen_epoch: int = 0) -> None:
+        """Load the plan from disk; a plan that does not pass the checks is left out.
+
+        `seen_epoch` is the highest epoch known from elsewhere, such as files of a data plane.
+        """
         saved = self._file.load()
-        self._highest_epoch = saved.highest_epoch
+        self._highest_epoch = max(saved.highest_epoch, seen_epoch)
         if saved.plan is None:
             log.info("no_plan_on_disk", highest_epoch=saved.highest_epoch)
             return
@@ -189,8 +193,12 @@ class Applier:
                 try:
                     await sink.take(plan, confirmed=self._confirmed)
                 except Exception as error:  # noqa: BLE001 - the plan stays in force for others
-                    log.error("plan_not_taken", epoch=plan.epoch, error=str(error))
+                    complaint = f"{plan.epoch}: {error}"
+                    if complaint != self._complaint:  # said once, tried again every second
+                        log.error("plan_not_taken", epoch=plan.epoch, error=str(error))
+                    self._complaint = complaint
                     return
+            self._complaint = ""
             self._applied_epoch = plan.epoch
 
     async def _keep_feeding(self) -> None:

@@ -160,6 +160,52 @@ class Leadership:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderKeyState:
+    """What one linearizable read saw: who leads (term 0: nobody), the revision of the leader's
+    last write, and etcd's revision."""
+
+    term: Term = Term(0)
+    replica: str = ""
+    region: str = ""
+    heartbeat_revision: int = 0
+    revision: int = 0
+
+
+class LeaderKey(Protocol):
+    """The leader key, as the election needs it. Errors as in `KeyValueStore`."""
+
+    async def observe(self) -> LeaderKeyState:
+        """Linearizable read of leader key and heartbeat."""
+        ...
+
+    async def claim(
+        self, replica: str, region: str, lease: int, seen: LeaderKeyState
+    ) -> Leadership | None:
+        """Take the key if it and the heartbeat still are what was seen; None when they are not."""
+        ...
+
+    async def release(self, leadership: Leadership) -> None:
+        """Delete the key if it still carries this term."""
+        ...
+
+    def changes(self, after_revision: int) -> AsyncGenerator[Sequence[WatchEvent], None]:
+        """Yield changes of the key, for ever: a hint to observe at once."""
+        ...
+
+    async def grant_lease(self, ttl_s: int) -> int:
+        """Grant a lease."""
+        ...
+
+    async def keepalive(self, lease: int) -> int:
+        """Renew a lease; 0 when it is gone."""
+        ...
+
+    async def revoke_lease(self, lease: int) -> None:
+        """Revoke a lease."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
     """One heartbeat: number of the tick, and the same moment in attentive and wall ms."""
 

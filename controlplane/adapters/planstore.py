@@ -92,7 +92,8 @@ class EtcdPlanStore:
     """Implements `controlplane.ports.PlanStore`.
 
     `on_write(term, sent_ms)` is told of every guarded write that succeeded, with the monotonic ms
-    before it was sent: the election renews its deadline with it.
+    before it was sent: the election renews its deadline with it. `on_deposed(term)` is told when
+    etcd showed that a term is over.
     """
 
     def __init__(
@@ -100,8 +101,10 @@ class EtcdPlanStore:
     ) -> None:
         self.keys = Keys(cluster)
         self.on_write: Callable[[Term, int], None] = lambda _term, _sent_ms: None
+        self.on_deposed: Callable[[Term], None] = lambda _term: None
         self._kv = kv
         self._clock = clock
+        self._one_write = asyncio.Lock()
         self._budget_ms = budget_ms
         self._chain: _Chain | None = None
         self._seq = 0
@@ -196,6 +199,17 @@ class EtcdPlanStore:
         plan = replace(plan, term=leadership.term, committed_at_ms=wall_ms)
         if violations := audit.check(plan, None):
             raise Alarm(f"plan {plan.epoch} breaks invariants: {'; '.join(map(str, violations))}")
+        async with self._one_write:
+            return await self._commit(leadership, plan, state, events, failovers)
+
+    async def _commit(
+        self,
+        leadership: Leadership,
+        plan: Plan,
+        state: bytes,
+        events: Sequence[Event],
+        failovers: Sequence[FailoverRecord],
+    ) -> Committed:
         chain = await self._begin(leadership)
         if plan.epoch > epochs.EPOCH_MAX or plan.epoch > chain.epoch + epochs.EPOCH_JUMP_MAX + 1:
             raise RefusedError(
@@ -204,7 +218,7 @@ class EtcdPlanStore:
         if (same := await self._already(chain, plan)) is not None:
             return same
         value = pack_plan(plan.epoch, wire.encode_plan(plan).SerializeToString())
-        beat = Beat(tick=0, attentive_ms=plan.decided_at_ms, wall_ms=wall_ms)
+        beat = Beat(tick=0, attentive_ms=plan.decided_at_ms, wall_ms=plan.committed_at_ms)
         puts = [
             Put(key=self.keys.plan, value=value),
             Put(key=self.keys.state, value=_pack_state(state)),
@@ -231,11 +245,18 @@ class EtcdPlanStore:
         failovers: Sequence[FailoverRecord] = (),
     ) -> None:
         """Say that the leader is alive; see `controlplane.ports.PlanStore`."""
-        chain = await self._begin(leadership)
-        puts = self._records(chain, beat, chain.epoch, events, failovers)
-        if state is not None:
-            puts.append(Put(key=self.keys.state, value=_pack_state(state)))
-        await self._write(leadership, chain, beat, puts, len(events), ())
+        async with self._one_write:
+            chain = await self._begin(leadership)
+            puts = self._records(chain, beat, chain.epoch, events, failovers)
+            if state is not None:
+                puts.append(Put(key=self.keys.state, value=_pack_state(state)))
+            await self._write(leadership, chain, beat, puts, len(events), ())
+
+    async def touch(self, leadership: Leadership) -> None:
+        """Make one guarded write that says nothing: proves the term, renews the deadline."""
+        await self.heartbeat(
+            leadership, Beat(tick=0, attentive_ms=0, wall_ms=self._clock.wall_ms())
+        )
 
     async def _begin(self, leadership: Leadership) -> _Chain:
         """Return this term's chain; a new or uncertain one is read from etcd."""
@@ -248,7 +269,7 @@ class EtcdPlanStore:
         ).reads
         leader, heartbeat, plan = (kvs[0] if kvs else None for kvs in reads)
         if leader is None or leader.mod_revision != leadership.term:
-            raise DeposedError(f"term {leadership.term} is over; nothing was written")
+            raise self._over(leadership)
         if heartbeat is not None:
             self._seq = max(self._seq, int(json.loads(heartbeat.value).get("seq", 0)))
         newest, _ = await self._kv.get_range(
@@ -324,8 +345,12 @@ class EtcdPlanStore:
         self, leadership: Leadership, leader: Sequence[KeyValue], _plan: Sequence[KeyValue]
     ) -> Exception:
         if not leader or leader[0].mod_revision != leadership.term:
-            return DeposedError(f"term {leadership.term} is over; nothing was written")
+            return self._over(leadership)
         return AmbiguousError(f"term {leadership.term}: an earlier write arrived late; load again")
+
+    def _over(self, leadership: Leadership) -> DeposedError:
+        self.on_deposed(leadership.term)
+        return DeposedError(f"term {leadership.term} is over; nothing was written")
 
     def _records(
         self,
@@ -420,5 +445,5 @@ def _readable(value: bytes, revision: int) -> Committed | None:
             KeyValue(key=b"", value=value, mod_revision=revision, create_revision=0, version=0)
         )
     except InvalidInputError as error:
-        log.error("plan_in_etcd_refused", revision=revision, error=str(error))  # noqa: TRY400
+        log.error("plan_in_etcd_refused", revision=revision, error=str(error))
         return None

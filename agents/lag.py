@@ -10,7 +10,7 @@ import math
 from collections import deque
 from typing import Final
 
-from controlplane.clock import Clock, loop_ms
+from controlplane.clock import Clock, precise_ms
 
 BEAT_MS: Final = 50.0
 MAX_SAMPLES: Final = 256
@@ -40,6 +40,6 @@ class LoopLag:
     async def run(self, clock: Clock) -> None:
         """Measure for ever."""
         while True:
-            asked_ms = loop_ms()
+            asked_ms = precise_ms()
             await clock.sleep_ms(BEAT_MS)
-            self.add(loop_ms() - asked_ms - BEAT_MS)
+            self.add(precise_ms() - asked_ms - BEAT_MS)

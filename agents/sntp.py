@@ -18,7 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from controlplane.clock import Clock, loop_ms
+from controlplane.clock import Clock, precise_ms
 from controlplane.logging import get
 from controlplane.model.errors import UnavailableError
 
@@ -85,7 +85,7 @@ class ClockOffset:
             lambda: _Exchange(nonce, answer), remote_addr=self._server
         )
         try:
-            sent_wall_ms, sent_ms = self._clock.wall_ms(), loop_ms()
+            sent_wall_ms, sent_ms = self._clock.wall_ms(), precise_ms()
             first = _VERSION << 3 | _MODE_CLIENT
             transport.sendto(struct.pack("!B39x8s", first, nonce))
             try:
@@ -94,7 +94,7 @@ class ClockOffset:
             except TimeoutError as error:
                 raise UnavailableError(f"no valid answer in {TIMEOUT_S:g} s") from error
             # the wall clock is read once: it may be set while we wait
-            took_ms = loop_ms() - sent_ms
+            took_ms = precise_ms() - sent_ms
             return self._evaluate(packet, sent_wall_ms, took_ms)
         finally:
             transport.close()

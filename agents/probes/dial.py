@@ -20,7 +20,7 @@ from typing import Final
 from agents.probes.dns import Resolver
 from agents.probes.observation import ProbeFailedError, Reason, Trace
 from agents.targets import Target
-from controlplane.clock import loop_ms
+from controlplane.clock import precise_ms
 
 MAX_ADDRESSES: Final = 3
 """Addresses of a name tried by one probe, each with its part of the time that is left."""
@@ -61,7 +61,7 @@ async def connect(addresses: tuple[str, ...], target: Target, trace: Trace) -> s
     last: OSError | None = None
     tried = addresses[:MAX_ADDRESSES]
     for index, address in enumerate(tried):
-        left_ms = target.deadline_ms - (loop_ms() - trace.started_ms)
+        left_ms = target.deadline_ms - (precise_ms() - trace.started_ms)
         try:
             async with asyncio.timeout(max(left_ms, 1.0) / (len(tried) - index) / 1000):
                 return await _connect_one(address, target.port)

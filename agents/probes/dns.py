@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agents.probes.observation import ProbeFailedError, Reason, Trace
-from controlplane.clock import loop_ms
+from controlplane.clock import precise_ms
 
 CACHE_MS: Final = 5_000
 MAX_LOOKUPS: Final = 16
@@ -65,7 +65,7 @@ class Resolver:
         if _is_address(host):
             return (host,)
         known = self._answers.get(host)
-        if known is not None and known.until_ms > loop_ms():
+        if known is not None and known.until_ms > precise_ms():
             return known.addresses
         with trace.phase("dns"):
             return await self._ask(host)
@@ -86,7 +86,7 @@ class Resolver:
         if generation == self._generation:
             if len(self._answers) >= MAX_NAMES:
                 self._answers.clear()
-            self._answers[host] = _Answer(addresses, loop_ms() + CACHE_MS)
+            self._answers[host] = _Answer(addresses, precise_ms() + CACHE_MS)
         return addresses
 
     def _start(self, host: str) -> asyncio.Future[Sequence[str]]:

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from agents.probes.dns import Resolver
 from agents.probes.observation import ProbeFailedError, Reason, Trace
 from agents.targets import Target
-from controlplane.clock import loop_ms
+from controlplane.clock import precise_ms
 
 _REASONS: Final = {
     grpc.StatusCode.UNAVAILABLE: Reason.RESET,
@@ -52,7 +52,7 @@ async def _connected(channel: grpc.aio.Channel) -> None:
 
 
 async def _check(channel: grpc.aio.Channel, target: Target, trace: Trace) -> int:
-    left_ms = max(target.deadline_ms - (loop_ms() - trace.started_ms), 1.0)
+    left_ms = max(target.deadline_ms - (precise_ms() - trace.started_ms), 1.0)
     service = target.path.strip("/")
     try:
         answer = await health_pb2_grpc.HealthStub(channel).Check(

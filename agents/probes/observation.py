@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from controlplane.clock import loop_ms
+from controlplane.clock import precise_ms
 from controlplane.model.errors import WeirError
 
 
@@ -57,7 +57,7 @@ class Trace:
     """Stopwatch of one probe: time in each phase, and the phase it is in."""
 
     def __init__(self) -> None:
-        self.started_ms = loop_ms()
+        self.started_ms = precise_ms()
         self.phases: dict[str, float] = {}
         self.current = "dns"
 
@@ -65,13 +65,13 @@ class Trace:
     def phase(self, name: str) -> Iterator[None]:
         """Measure one phase; counted also when it fails, since a hang is what we look for."""
         self.current = name
-        started_ms = loop_ms()
+        started_ms = precise_ms()
         try:
             yield
         finally:
-            self.phases[name] = self.phases.get(name, 0.0) + loop_ms() - started_ms
+            self.phases[name] = self.phases.get(name, 0.0) + precise_ms() - started_ms
 
     @property
     def total_ms(self) -> float:
         """Time since the probe began."""
-        return loop_ms() - self.started_ms
+        return precise_ms() - self.started_ms

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from controlplane.adapters import metric_catalogue as catalogue
 from controlplane.adapters.prometheus import Meters, one_of
@@ -20,6 +20,9 @@ class AgentMetrics(Meters):
         self._channels = frozenset(channels)
         for result in catalogue.REPORT_RESULTS:
             self.counters["weir_agent_reports"].labels(result)
+        for result in catalogue.PLAN_RESULTS:
+            self.counters["weir_agent_plans"].labels(result)
+        self.gauges["weir_agent_disk_ok"].set(1)
 
     def reconfigure(self, *, regions: Collection[str], channels: Collection[str]) -> None:
         """Use other names from now on (after a reload)."""
@@ -59,3 +62,32 @@ class AgentMetrics(Meters):
     def set_loop_lag(self, seconds: float) -> None:
         """Set how late the agent's own timers fire."""
         self.gauges["weir_agent_loop_lag_seconds"].set(seconds)
+
+    def probe_failure(self, reason: str) -> None:
+        """Count a failed probe by its reason."""
+        self.counters["weir_agent_probe_failures"].labels(
+            self._region, one_of(reason, catalogue.PROBE_REASONS)
+        ).inc()
+
+    def plan_offered(self, result: str) -> None:
+        """Count what became of an offered plan: applied, refused or not_taken."""
+        word = one_of(result, catalogue.PLAN_RESULTS)
+        self.counters["weir_agent_plans"].labels(word).inc()
+
+    def set_disk_ok(self, ok: bool) -> None:
+        """Set whether the plan in force is on disk, or could be."""
+        self.gauges["weir_agent_disk_ok"].set(ok)
+
+    def set_clock_offset(self, seconds: float | None) -> None:
+        """Set this clock minus the reference; None while unknown."""
+        gauge = self.gauges["weir_agent_clock_offset_seconds"]
+        gauge.clear()
+        if seconds is not None:
+            gauge.labels(self._region).set(seconds)
+
+    def set_queue_lags(self, seconds: Mapping[str, float]) -> None:
+        """Set the lags known now; at most as many queues as a source may name."""
+        gauge = self.gauges["weir_agent_queue_lag_seconds"]
+        gauge.clear()
+        for queue, lag_s in seconds.items():
+            gauge.labels(self._region, queue).set(lag_s)

@@ -25,6 +25,11 @@ FAILOVER_OUTCOMES: Final = ("completed", "reverted")
 STAGES: Final = ("suspect", "decide", "commit", "converge", "total")
 OUTCOMES: Final = ("ok", "error", "declined")
 SUBSCRIBER_KINDS: Final = ("agent", "watch", "envoy", "grpc")
+PLAN_RESULTS: Final = ("applied", "refused", "not_taken")
+PROBE_REASONS: Final = (
+    "dns", "refused", "unreachable", "reset", "timeout", "tls", "protocol", "status",
+    "not_serving", "internal",
+)  # fmt: skip
 XDS_TYPES: Final = ("cds", "eds", "lds", "rds")
 LOCK_RESULTS: Final = (
     "granted", "repeated", "renewed", "released", "lost", "timeout", "refused", "unavailable",
@@ -332,6 +337,37 @@ CATALOGUE: Final[tuple[Spec, ...]] = (
     _gauge(
         "weir_agent_loop_lag_seconds",
         "How late this agent's own timers fire (p99 of the last interval).",
+        server="agent",
+    ),
+    _counter(
+        "weir_agent_probe_failures",
+        "Failed probes of this agent, by reason.",
+        "region",
+        "reason",
+        server="agent",
+    ),
+    _counter(
+        "weir_agent_plans",
+        "Plans offered to this agent: applied, refused, or not_taken by its data plane.",
+        "result",
+        server="agent",
+    ),
+    _gauge(
+        "weir_agent_disk_ok",
+        "0 while the plan in force cannot be written to this agent's disk.",
+        server="agent",
+    ),
+    _gauge(
+        "weir_agent_clock_offset_seconds",
+        "This agent's clock minus its reference; absent until measured.",
+        "region",
+        server="agent",
+    ),
+    _gauge(
+        "weir_agent_queue_lag_seconds",
+        "Age of the oldest waiting item of a queue, as this agent was told.",
+        "region",
+        "queue",
         server="agent",
     ),
 )

@@ -1,0 +1,257 @@
+"""One pipelined asyncio link to the Redis (or Valkey) primary.
+
+Theory. Scripts are small and Redis runs them one after the other, so one connection serves a whole
+process: calls made in one turn of the event loop leave in one write, answers come back in order,
+and RESP3 lets notifications arrive on the same connection. There is no pool, no retry and no
+buffer: while the link is down every call fails at once with UnavailableError, and a caller that
+repeats a call does so with the same request id. (redis-py's silent retry is what makes its own
+`Lock` say "not acquired" while it holds it.)
+
+Failure modes. A call not answered within `call_timeout_ms` proves the whole link suspect (answers
+are in order), so it is closed, every call in flight fails, and a new one is tried with a backoff
+that is bounded. A server that answers as a replica is left at once and the address is asked again,
+which with Sentinel finds the new primary. What happened to a call in flight is unknown; the scripts
+are idempotent by request id for that reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Final, cast
+
+import hiredis
+import structlog
+
+from controlplane.adapters.redis_address import RedisAddress
+from controlplane.clock import Clock, SystemClock
+from controlplane.model.errors import UnavailableError, WeirError
+
+log = structlog.get_logger(__name__)
+
+Argument = str | bytes | int
+Reply = Any
+PushHandler = Callable[[bytes, bytes], None]
+
+IN_FLIGHT_MAX: Final = 20_000
+"""Calls sent and not answered; past it callers are told to come back, so no queue grows."""
+BACKOFF_MS: Final = (20, 50, 100, 200, 500)
+"""Pauses between attempts to connect; the last one repeats."""
+CONNECT_TIMEOUT_MS: Final = 1_000
+
+
+class RedisReplyError(WeirError):
+    """Redis answered a call with an error. `code` is its first word (NOSCRIPT, OOM, READONLY)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = message.split(" ", 1)[0]
+
+
+class _Wire(asyncio.Protocol):
+    """One connection: futures in the order of the calls, pushes to a handler."""
+
+    def __init__(self, on_push: PushHandler, clock: Clock) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.closed = asyncio.get_running_loop().create_future()
+        self.waiting: deque[tuple[asyncio.Future[Reply], int]] = deque()
+        self._reader = hiredis.Reader(replyError=RedisReplyError)
+        self._on_push = on_push
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._out: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(exc)
+        error = UnavailableError("redis: the connection was lost; the call may have happened")
+        while self.waiting:
+            future, _ = self.waiting.popleft()
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # a caller that has gone need not be warned about
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        while (reply := self._reader.gets()) is not False:
+            if isinstance(reply, hiredis.PushNotification):
+                push = cast("list[bytes]", reply)
+                if push[0] == b"message":
+                    self._on_push(push[1], push[2])
+                continue
+            future, _ = self.waiting.popleft()
+            if future.done():
+                continue
+            if isinstance(reply, RedisReplyError):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+
+    def send(self, args: tuple[Argument, ...]) -> asyncio.Future[Reply]:
+        future = self._loop.create_future()
+        self.waiting.append((future, self._clock.monotonic_ms()))
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(_packed(args))
+        return future
+
+    def tell(self, args: tuple[Argument, ...]) -> None:
+        """Send a command that is answered by pushes only."""
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(_packed(args))
+
+    def _flush(self) -> None:
+        data, self._out = b"".join(self._out), []
+        if self.transport and not self.transport.is_closing():
+            self.transport.write(data)
+
+    def oldest_ms(self) -> int | None:
+        return self.waiting[0][1] if self.waiting else None
+
+    def close(self) -> None:
+        if self.transport:
+            self.transport.abort()
+
+
+class RedisLink:
+    """The link. Run `run()` in a TaskGroup; call `call()` from anywhere in the same loop."""
+
+    def __init__(
+        self,
+        address: RedisAddress,
+        *,
+        clock: Clock | None = None,
+        call_timeout_ms: int = 1_000,
+    ) -> None:
+        self.address = address
+        self.clock = clock or SystemClock()
+        self.call_timeout_ms = call_timeout_ms
+        self.connected = asyncio.Event()
+        self.peer = ""
+        """Address of the server in use, empty while there is none."""
+        self._wire: _Wire | None = None
+        self._handlers: dict[bytes, Callable[[bytes], None]] = {}
+        self._problem = "not connected yet"
+
+    def call(self, *args: Argument) -> asyncio.Future[Reply]:
+        """Send one command; await the result for its reply (bytes, int, list, None).
+
+        The future raises RedisReplyError for an error reply and UnavailableError when the link
+        broke. Raises UnavailableError at once while there is no link or too much is in flight.
+        """
+        wire = self._wire
+        if wire is None:
+            raise UnavailableError(f"redis {self.address}: {self._problem}")
+        if len(wire.waiting) >= IN_FLIGHT_MAX:
+            raise UnavailableError(f"redis {self.address}: {IN_FLIGHT_MAX} calls in flight")
+        return wire.send(args)
+
+    def post(self, *args: Argument) -> None:
+        """Send a command whose outcome nobody waits for."""
+        with contextlib.suppress(UnavailableError):
+            self.call(*args).add_done_callback(_forget)
+
+    def subscribe(self, channel: bytes, handler: Callable[[bytes], None]) -> None:
+        """Hand every message on `channel` to `handler`, now and after each reconnection."""
+        self._handlers[channel] = handler
+        if self._wire:
+            self._wire.tell(("SUBSCRIBE", channel))
+
+    def unsubscribe(self, channel: bytes) -> None:
+        """Undo `subscribe`."""
+        if self._handlers.pop(channel, None) and self._wire:
+            self._wire.tell(("UNSUBSCRIBE", channel))
+
+    def leave(self, why: str) -> None:
+        """Close the connection and look the address up again: this server is the wrong one."""
+        self._problem = why
+        if self._wire:
+            self._wire.close()
+
+    async def run(self) -> None:
+        """Keep one connection to the primary, for ever."""
+        failures = 0
+        while True:
+            try:
+                wire = await self._connect()
+            except (OSError, WeirError, TimeoutError) as error:
+                self._problem = str(error) or type(error).__name__
+                delay = BACKOFF_MS[min(failures, len(BACKOFF_MS) - 1)]
+                failures += 1
+                await self.clock.sleep_ms(delay)
+                continue
+            failures = 0
+            try:
+                await self._watch(wire)
+            finally:
+                self._wire, self.peer = None, ""
+                self.connected.clear()
+                wire.close()
+            await self.clock.sleep_ms(BACKOFF_MS[0])
+
+    async def _connect(self) -> _Wire:
+        async with asyncio.timeout(CONNECT_TIMEOUT_MS / 1000):
+            host, port = await self.address.primary()
+            loop = asyncio.get_running_loop()
+            _, wire = await loop.create_connection(
+                lambda: _Wire(self._pushed, self.clock), host, port, ssl=self.address.ssl()
+            )
+            try:
+                hello = await wire.send(("HELLO", 3, *self.address.credentials()))
+                fields = dict(_pairs(hello))
+                _must_be_primary(f"{host}:{port}", bytes(fields.get(b"role", b"?")).decode())
+            except BaseException:
+                wire.close()
+                raise
+        if self._handlers:
+            wire.tell(("SUBSCRIBE", *self._handlers))
+        self._wire, self.peer = wire, f"{host}:{port}"
+        self.connected.set()
+        log.info("redis_connected", peer=self.peer)
+        return wire
+
+    async def _watch(self, wire: _Wire) -> None:
+        """Return when the connection ended or a call was not answered in time."""
+        step = max(10, self.call_timeout_ms // 10) / 1000
+        while not wire.closed.done():
+            oldest = wire.oldest_ms()
+            now = self.clock.monotonic_ms()
+            if oldest is not None and now - oldest > self.call_timeout_ms:
+                self._problem = f"no answer for {now - oldest} ms"
+                log.warning("redis_silent", peer=self.peer, silent_ms=now - oldest)
+                wire.close()
+            await asyncio.wait({wire.closed}, timeout=step)
+        if self._problem == "not connected yet":
+            self._problem = "the connection was lost"
+
+    def _pushed(self, channel: bytes, payload: bytes) -> None:
+        handler = self._handlers.get(channel)
+        if handler:
+            handler(payload)
+
+
+def _must_be_primary(peer: str, role: str) -> None:
+    if role != "master":
+        raise UnavailableError(f"redis {peer} is a {role}, not the primary")
+
+
+def _packed(args: tuple[Argument, ...]) -> bytes:
+    return cast("bytes", hiredis.pack_command(cast("Any", args)))
+
+
+def _forget(future: asyncio.Future[Reply]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+def _pairs(reply: Reply) -> Iterator[tuple[bytes, Any]]:
+    if isinstance(reply, dict):
+        yield from reply.items()
+    else:
+        yield from zip(reply[::2], reply[1::2], strict=True)

@@ -1,0 +1,171 @@
+"""One acquisition from the first call to the grant: waiting, losses and lost notifications.
+
+A waiter keeps its place by repeating the same call (same request id) every beat; between beats it
+sleeps until it is told. The repetition is also what finds a lock whose holder died, a notification
+that was lost, and an epoch that changed. Whoever waits sits out a loss of Redis within its own
+deadline; whoever does not is answered at once.
+
+A hand-off happened after our last call was answered "queued", so the grant is ours for one TTL from
+before *that* call was sent. When less than half is left, it is renewed before it is returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from controlplane.locks import codec
+from controlplane.locks.errors import LineageError, LockHeldError
+from controlplane.locks.grant import Grant, Mode
+from controlplane.locks.token import Token
+from controlplane.model.errors import RefusedError, UnavailableError
+
+if TYPE_CHECKING:
+    from controlplane.locks.manager import LockManager
+
+RETRY_MS: Final = 100
+"""Pause of a waiter while Redis cannot be reached at all."""
+EXPIRY_SLACK_MS: Final = 5
+"""How long after a holder's time the first in the queue looks."""
+HEADS: Final = 2
+"""So many at the head of a queue look when the holder's time is over; the others only beat."""
+
+
+class Acquisition:
+    """One attempt by one request."""
+
+    def __init__(self, manager: LockManager, ask: codec.Ask, wait_ms: int, mode: Mode) -> None:
+        self._manager = manager
+        self._ask = ask
+        self._mode = mode
+        self._clock = manager.clock
+        self._started_ms = self._clock.monotonic_ms()
+        self._until_ms = self._started_ms + wait_ms
+        self._loop = asyncio.get_running_loop()
+        self._told: asyncio.Future[codec.HandOff | None] | None = None
+        self._trouble: UnavailableError | None = None
+        self._in_redis = False
+
+    async def run(self) -> Grant:
+        """Return the grant.
+
+        Raises LockHeldError when others hold it until the end of the wait, UnavailableError
+        (LineageError) while Redis or etcd cannot vouch for a grant, RefusedError for a nested or
+        upgraded acquisition that is not possible.
+        """
+        done = False
+        try:
+            while True:
+                grant = await self._step()
+                if grant is not None:
+                    done = True
+                    return grant
+        finally:
+            self._manager.hand_offs.pop(self._ask.request, None)
+            if not done and self._in_redis:
+                self._manager.withdraw(self._ask)
+
+    async def _step(self) -> Grant | None:
+        turn = self._manager.lineage.turn
+        try:
+            return await self._ask_once()
+        except UnavailableError as error:
+            self._trouble = error
+            await self._sit_out(turn, error)
+            return None
+
+    async def _ask_once(self) -> Grant | None:
+        manager, ask = self._manager, self._ask
+        if ask.wait and (self._told is None or self._told.done()):
+            # before asking: the notification may arrive together with the answer
+            self._told = manager.hand_offs[ask.request] = self._loop.create_future()
+        sent = self._clock.monotonic_ms()
+        answer = await manager.ask(ask, sent)
+        if isinstance(answer, codec.Granted):
+            self._in_redis = True  # from here on it has to be given back if anything fails
+            return await self._vouch(
+                answer.token, sent + answer.left_ms, answer.entries, answer.fence_epoch
+            )
+        if isinstance(answer, codec.Refusal):
+            await self._refused(answer)
+            return None
+        if isinstance(answer, codec.Busy):
+            raise LockHeldError(
+                ask.name, left_ms=answer.left_ms, waiters=answer.waiters, owner=answer.owner
+            )
+        self._in_redis = True
+        self._trouble = None
+        return await self._wait(answer)
+
+    async def _refused(self, answer: codec.Refusal) -> None:
+        """Do what makes a repetition worth while, or raise."""
+        cause = answer.cause
+        if cause == "ttl":
+            await self._manager.announce_ttl(answer.epoch, self._ask.ttl_ms)
+            return
+        if cause == "full":
+            raise UnavailableError(f"{self._ask.name}: {answer.epoch} wait already", RETRY_MS)
+        if cause == "upgrade":
+            raise RefusedError("lock_upgrade", "release the shared lock before asking for it alone")
+        if cause == "nested":
+            raise RefusedError("lock_nesting", "too many nested entries of one owner")
+        self._manager.met(cause, answer.epoch)
+        raise LineageError(cause, self._manager.retry_after_ms(cause))
+
+    async def _sit_out(self, turn: asyncio.Event, error: UnavailableError) -> None:
+        """Wait until the epoch changes or a little time passes; raise when the wait is over."""
+        left = self._until_ms - self._clock.monotonic_ms()
+        if left <= 0:
+            raise error
+        pause = min(left, RETRY_MS if not isinstance(error, LineageError) else error.retry_after_ms)
+        try:
+            async with asyncio.timeout(pause / 1000):
+                await turn.wait()
+        except TimeoutError:
+            pass
+
+    async def _wait(self, queued: codec.Queued) -> Grant | None:
+        """Sleep until told, until the next beat, or until the wait is over."""
+        told = self._told
+        assert told is not None
+        now = self._clock.monotonic_ms()
+        pause = self._manager.limits.beat_ms
+        if queued.ahead < HEADS and queued.left_ms >= 0:
+            pause = min(pause, queued.left_ms + EXPIRY_SLACK_MS)
+        pause = min(pause, self._until_ms - now)
+        if pause <= 0:
+            raise self._trouble or LockHeldError(
+                self._ask.name, left_ms=queued.left_ms, waiters=queued.waiters
+            )
+        alarm = self._loop.call_later(pause / 1000, _wake, told)
+        try:
+            hand_off = await told
+        finally:
+            alarm.cancel()
+        if hand_off is None:
+            return None
+        return await self._vouch(hand_off.token, hand_off.deadline_ms, 1, hand_off.token.epoch)
+
+    async def _vouch(
+        self, token: Token, deadline_ms: int, entries: int, fence_epoch: int
+    ) -> Grant | None:
+        """Confirm the grant as the mode promises; None when it was withdrawn and may be retried."""
+        manager, ask = self._manager, self._ask
+        manager.lineage.saw(fence_epoch)
+        await manager.confirm_replicas()
+        if self._mode is Mode.STRICT:
+            await manager.confirm_epoch(fence_epoch)
+        now = self._clock.monotonic_ms()
+        grant = Grant(
+            name=ask.name, owner=ask.owner, token=token, deadline_ms=deadline_ms,
+            ttl_ms=ask.ttl_ms, request=ask.request, verified=self._mode is Mode.STRICT,
+            shared=ask.shared, entries=entries, waited_ms=now - self._started_ms,
+        )  # fmt: skip
+        if deadline_ms - now >= ask.ttl_ms // 2:
+            return grant
+        return await manager.refresh(grant, self._mode)
+
+
+def _wake(told: asyncio.Future[codec.HandOff | None]) -> None:
+    if not told.done():
+        told.set_result(None)

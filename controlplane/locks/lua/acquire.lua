@@ -1,0 +1,115 @@
+-- Acquire a lock, or take a place in its queue, or say why not.
+--
+-- ARGV: 1 floor  2 owner  3 request  4 ttl_ms  5 shared 0/1  6 reentrant 0/1  7 wait 0/1
+--       8 channel for the notification  9 alive_ms of a waiter  10 waiters_max  11 wall_ms (for people)
+--       12 the caller's clock, ms
+-- Replies: granted epoch counter left_ms entries fence_epoch | queued left_ms ahead waiters
+--          busy left_ms owner waiters | full waiters | upgrade | nested
+--          lost/stale/replica/quarantine/exhausted epoch | ttl epoch high_ms
+--
+-- The same request again, whether queued or granted, changes nothing but its sign of life: a lost
+-- reply is not a lost lock, and repeating the call is how a waiter shows that it lives.
+local floor, owner, request, ttl, shared = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1'
+local f, refusal = lineage(floor)
+refusal = refusal or closed(f) or too_long(f, ttl)
+if refusal then return refusal end
+
+local function granted(counter, left, entries)
+  return {'granted', f[1] or 0, counter, left, entries, f[1] or 0}
+end
+
+-- The owner holds it already. Within one epoch that is the same grant; a lock that outlived a loss
+-- gets a new token, for its old one may have been passed by grants that were lost.
+local function again(epoch, counter, left, entries, requests, save, renew_token)
+  if redis.call('HDEL', WAITERS, request) == 1 then redis.call('LREM', QUEUE, 1, request) end
+  if epoch ~= f[1] then return granted(renew_token(), tonumber(ttl), 1) end -- check: survivor
+  if not has_word(requests, request) then
+    if ARGV[6] == '1' then
+      if tonumber(entries) >= ENTRIES_MAX then return {'nested'} end
+      entries = entries + 1
+    end
+    local _, words = string.gsub(requests, '%S+', '')
+    if words < ENTRIES_MAX then requests = requests .. ' ' .. request end
+    left = math.max(left, tonumber(ttl))
+    save(left, entries, requests)
+  end
+  return granted(counter, left, tonumber(entries))
+end
+
+local function holder_of(held)
+  if held[1] == 'x' and held[2] == owner then
+    return again(held[3], held[4], redis.call('PTTL', LOCK), held[5], held[6],
+      function(left, entries, requests)
+        redis.call('HSET', LOCK, 'entries', entries, 'requests', requests)
+        redis.call('PEXPIRE', LOCK, left)
+      end,
+      function()
+        redis.call('DEL', LOCK)
+        return hold_exclusive(f, owner, request, ttl, ARGV[11])
+      end)
+  end
+  if held[1] ~= 's' then return nil end
+  local now = now_ms()
+  purge_shared(now)
+  local mine = redis.call('HGET', LOCK, 'h:' .. owner)
+  if not mine then return nil end
+  if not shared then return {'upgrade'} end
+  local epoch, counter, expires, _, since, entries, requests = match(mine, SHARED)
+  return again(epoch, counter, expires - now, entries, requests,
+    function(left, count, words)
+      redis.call('HSET', LOCK, 'h:' .. owner, string.format('%s %s %.0f %s %s %.0f %s',
+        epoch, counter, now + left, ttl, since, count, words))
+      if redis.call('PTTL', LOCK) < left then redis.call('PEXPIRE', LOCK, left) end
+    end,
+    function() return hold_shared(f, owner, request, ttl, ARGV[11], now) end)
+end
+
+local function look()
+  return redis.call('HMGET', LOCK, 'mode', 'owner', 'epoch', 'counter', 'entries', 'requests')
+end
+
+local held = look()
+if held[1] then
+  local reply = holder_of(held)
+  if reply then return reply end
+end
+local queued = redis.call('EXISTS', QUEUE) == 1
+if queued and held[1] ~= 'x' then
+  hand_off(f, request) -- the lock is free or shared: whoever waits first goes first
+  touched(f)
+  held = look()
+  local reply = held[1] and holder_of(held)
+  if reply then return reply end
+  queued = redis.call('EXISTS', QUEUE) == 1
+end
+if held[1] == 's' then held[1] = redis.call('HGET', LOCK, 'mode') end -- the purge may have emptied it
+if not queued and (not held[1] or (held[1] == 's' and shared)) then
+  local counter
+  if shared then
+    counter = hold_shared(f, owner, request, ttl, ARGV[11], now_ms())
+  else
+    counter = hold_exclusive(f, owner, request, ttl, ARGV[11])
+  end
+  touched(f)
+  return granted(counter, tonumber(ttl), 1)
+end
+
+local left, waiters = redis.call('PTTL', LOCK), redis.call('LLEN', QUEUE)
+if ARGV[7] ~= '1' then
+  return {'busy', left, redis.call('HGET', LOCK, 'owner') or '', waiters}
+end
+local alive = tonumber(ARGV[9])
+local ahead
+if redis.call('HEXISTS', WAITERS, request) == 1 then
+  ahead = redis.call('LPOS', QUEUE, request) or 0
+else
+  if waiters >= tonumber(ARGV[10]) then return {'full', waiters} end
+  redis.call('RPUSH', QUEUE, request)
+  ahead, waiters = waiters, waiters + 1
+end
+redis.call('HSET', WAITERS, request, string.format('%s %s %.0f %s %s %s %s',
+  shared and 's' or 'x', ttl, now_ms() + alive, ARGV[11], ARGV[12], ARGV[8], owner))
+for _, key in ipairs({QUEUE, WAITERS}) do
+  if redis.call('PTTL', key) < alive then redis.call('PEXPIRE', key, 2 * alive) end
+end
+return {'queued', left, ahead, waiters}

@@ -33,6 +33,7 @@ from agents.link import Link
 from agents.prober import Prober
 from agents.probes.dns import Resolver
 from agents.probes.observation import Observation
+from agents.relay import check_listen, relay
 from agents.report import Identity, Reporter
 from agents.servers import Rotation, order
 from agents.sinks import EnvoyFiles, FreshNames
@@ -60,6 +61,7 @@ class Addresses:
     """Where a running agent listens, with the ports the kernel chose."""
 
     http: tuple[str, int]
+    grpc_port: int | None = None
 
 
 class Agent:
@@ -98,7 +100,9 @@ class Agent:
         sinks: list[Sink] = [FreshNames(self._resolver)]
         if self._envoy is not None:
             sinks.append(self._envoy)
-        self.applier = Applier(self._file, self._clock, sinks)
+        self.applier = Applier(self._file, self._clock, sinks, noted=self.metrics.plan_offered)
+        if config.agent.grpc_listen is not None:
+            check_listen(config.agent.grpc_listen, config.tls)
         self._link = self._make_link()
 
     def stop(self) -> None:
@@ -108,11 +112,18 @@ class Agent:
     async def run(self, ready: asyncio.Future[Addresses] | None = None) -> None:
         """Run until `stop`. `ready` is told where the agent listens.
 
-        Raises WeirError when the HTTP address cannot be used or the state folder is in use.
+        Raises WeirError when an address cannot be used or the state folder is in use.
         """
         self._prepare_disk()
-        await self.applier.restore(self._envoy.epoch_on_disk() if self._envoy else 0)
-        async with self._http() as address:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._file.close)
+            await self.applier.restore(self._envoy.epoch_on_disk() if self._envoy else 0)
+            address = await stack.enter_async_context(self._http())
+            grpc_port: int | None = None
+            if (relayed := self._config.agent.grpc_listen) is not None:
+                grpc_port = await stack.enter_async_context(
+                    relay(self.applier, self._clock, relayed, self._config.tls)
+                )
             log.info(
                 "agent_started",
                 region=self.identity.region,
@@ -122,7 +133,7 @@ class Agent:
                 plan_epoch=self.applier.applied_epoch,
             )
             if ready is not None:
-                ready.set_result(Addresses(http=address))
+                ready.set_result(Addresses(http=address, grpc_port=grpc_port))
             await self._parts()
         log.info("agent_stopped")
 
@@ -161,7 +172,7 @@ class Agent:
 
     @contextlib.asynccontextmanager
     async def _http(self) -> AsyncIterator[tuple[str, int]]:
-        app = http.application(self.applier, self.metrics, self._stop.is_set)
+        app = http.application(self.applier, self._exposition, self._stop.is_set)
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=END_S)
         await runner.setup()
         try:
@@ -170,6 +181,14 @@ class Agent:
             yield sock.getsockname()[:2]
         finally:
             await runner.cleanup()
+
+    def _exposition(self, accept: str) -> tuple[bytes, str]:
+        offset_ms = self._offset.offset_ms if self._offset else None
+        self.metrics.set_clock_offset(None if offset_ms is None else offset_ms / 1000)
+        self.metrics.set_queue_lags(self._queues.lags_s)
+        self.metrics.set_plan_epoch(self.applier.applied_epoch)
+        self.metrics.set_disk_ok(self.applier.disk_well)
+        return self.metrics.exposition(accept)
 
     def _prober(self) -> Prober:
         return Prober(
@@ -183,6 +202,8 @@ class Agent:
         )
 
     def _measure(self, target: Target, seen: Observation) -> None:
+        if seen.reason is not None:
+            self.metrics.probe_failure(seen.reason)
         if target.subject is Subject.INGRESS:
             self.metrics.ingress_probe(target.name, seen.ok)
             return

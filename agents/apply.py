@@ -17,7 +17,7 @@ Rules
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -63,10 +63,18 @@ class Verdict:
 class Applier:
     """Holds the plan in force at this agent. `run` must be running for disk and retries."""
 
-    def __init__(self, file: PlanFile, clock: Clock, sinks: Sequence[Sink] = ()) -> None:
+    def __init__(
+        self,
+        file: PlanFile,
+        clock: Clock,
+        sinks: Sequence[Sink] = (),
+        *,
+        noted: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._file = file
         self._clock = clock
         self._sinks = tuple(sinks)
+        self._noted = noted
         self._message: common_pb2.Plan | None = None
         self._plan: Plan | None = None
         self._confirmed = False
@@ -79,13 +87,16 @@ class Applier:
         self._tried = asyncio.Event()
         self._disk_well = True
         self._complaint = ""
-        self.refused = 0
-        self.disk_failures = 0
 
     @property
     def message(self) -> common_pb2.Plan | None:
         """The accepted plan as it came; None before the first."""
         return self._message
+
+    @property
+    def plan(self) -> Plan | None:
+        """The accepted plan; None before the first."""
+        return self._plan
 
     @property
     def accepted_epoch(self) -> int:
@@ -135,7 +146,7 @@ class Applier:
         try:
             plan = self._examine(message)
         except InvalidInputError as error:
-            self.refused += 1
+            self._noted("refused")
             self._unsaved.set()  # the highest epoch may have risen
             log.error("plan_refused", epoch=message.epoch, error=str(error))
             return Verdict(epoch=self._applied_epoch, error=str(error))
@@ -145,7 +156,9 @@ class Applier:
         async with self._changed:
             self._changed.notify_all()
         if self._applied_epoch < plan.epoch:
+            self._noted("not_taken")
             return Verdict(epoch=self._applied_epoch, error="the local data plane did not take it")
+        self._noted("applied")
         log.info("plan_applied", epoch=plan.epoch, term=plan.term)
         return Verdict(epoch=plan.epoch)
 
@@ -155,12 +168,12 @@ class Applier:
             self._confirmed = True
             self._hungry.set()
 
-    async def wait_above(self, epoch: int) -> common_pb2.Plan:
+    async def wait_above(self, epoch: int) -> Plan:
         """Wait until a plan above `epoch` is in force and return the newest."""
         async with self._changed:
-            while self._message is None or self._message.epoch <= epoch:
+            while self._plan is None or self._plan.epoch <= epoch:
                 await self._changed.wait()
-            return self._message
+            return self._plan
 
     async def run(self) -> None:
         """Write to disk what is not there yet and feed the sinks, for ever."""
@@ -235,7 +248,6 @@ class Applier:
         try:
             await asyncio.to_thread(self._file.save, saved)
         except UnavailableError as error:
-            self.disk_failures += 1
             self._unsaved.set()
             if self._disk_well:
                 log.error("plan_not_saved", error=str(error), remedy="free or remount the disk")

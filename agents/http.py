@@ -12,14 +12,13 @@ from collections.abc import Callable
 from aiohttp import web
 
 from agents.apply import Applier
-from controlplane.adapters.agent_metrics import AgentMetrics
 from controlplane.adapters.jsonview import to_json
 
 
 def application(
-    applier: Applier, metrics: AgentMetrics, stopping: Callable[[], bool]
+    applier: Applier, render: Callable[[str], tuple[bytes, str]], stopping: Callable[[], bool]
 ) -> web.Application:
-    """Return the HTTP application."""
+    """Return the HTTP application. `render` gives the metrics for an Accept header."""
 
     async def livez(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -34,8 +33,7 @@ def application(
         return web.Response(text=f"ok, plan {applier.accepted_epoch}\n")
 
     async def exposition(request: web.Request) -> web.Response:
-        metrics.set_plan_epoch(applier.applied_epoch)
-        body, content_type = metrics.exposition(request.headers.get("Accept", ""))
+        body, content_type = render(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def plan(_: web.Request) -> web.Response:

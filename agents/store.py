@@ -17,17 +17,18 @@ log. A full or read-only disk raises UnavailableError, and the caller goes on wi
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from google.protobuf.message import DecodeError
 
 from controlplane.logging import get
-from controlplane.model.errors import InvalidInputError, UnavailableError
+from controlplane.model.errors import InvalidInputError, UnavailableError, WeirError
 from controlplane.v1 import common_pb2
 
 MAX_BYTES: Final = 256 * 1024 * 1024
@@ -53,16 +54,30 @@ class PlanFile:
         self._directory = directory
         self._current = directory / "plan"
         self._previous = directory / "plan.previous"
+        self._lock: BinaryIO | None = None
 
     def prepare(self) -> None:
-        """Make the folder and prove that it can be written; UnavailableError says why not."""
+        """Make the folder and take it for this process, until the process ends.
+
+        Raises WeirError when another process has it, UnavailableError when the disk is full or
+        cannot be written.
+        """
+        path = self._directory / "lock"
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            probe = self._directory / "plan.new"
-            probe.write_bytes(b"")
-            probe.unlink()
+            self._lock = path.open("ab")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise WeirError(
+                f"agent.state_dir: {self._directory} is in use by another agent; give each its own"
+            ) from error
         except OSError as error:
             raise UnavailableError(f"{self._directory}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Give the folder back."""
+        if self._lock is not None:
+            self._lock.close()
 
     def load(self) -> Saved:
         """Return the newest intact file's content; an empty `Saved` when there is none."""

@@ -228,6 +228,9 @@ class AgentSection(Section):
     )
     interval_ms: Ms = Field(500, description="Interval of probes and reports.")
     http_listen: Address = Field("127.0.0.1:7790", description="HTTP, host:port.")
+    grpc_listen: Address | None = Field(
+        None, description="Serve the plan to local sidecars here, host:port (loopback, or TLS)."
+    )
     state_dir: Path = Field(Path(".weir/agent"), description="Last good plan, highest epoch.")
     xds_dir: Path | None = Field(None, description="Write Envoy's xDS files here.")
     xds_listener: Address = Field(

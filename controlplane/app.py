@@ -37,11 +37,12 @@ from controlplane.adapters.xds_ads import AdsService
 from controlplane.adapters.xds_snapshot import Snapshot
 from controlplane.clock import Clock, fresh_boot_id, seeded
 from controlplane.config import WeirConfig
-from controlplane.decision.explain import explain, votes
+from controlplane.decision.explain import explain
 from controlplane.decision.state import State
+from controlplane.decision.votes import votes
 from controlplane.model.dataplane import DataPlane
 from controlplane.model.errors import InvalidInputError, UnavailableError, WeirError
-from controlplane.model.evidence import Digest, Subscriber
+from controlplane.model.evidence import Digest, Report, Subscriber
 from controlplane.model.ids import ChannelName, Epoch, RegionName, ReplicaId
 from controlplane.model.intents import NO_INTENTS, Intents
 from controlplane.model.plan import Phase, Plan, RuleStep
@@ -285,6 +286,13 @@ class Replica:
                 self.ads.confirm()
             await self.clock.sleep_ms(self.topology.policy.tick_ms)
 
+    def accept(self, report: Report, now_ms: int) -> bool:
+        """Count a report; it is also its agent's sign of life as a subscriber of the plan."""
+        fresh = self.inbox.accept(report, now_ms)
+        if report.applied_epoch <= self.board.epoch:
+            self.subscribers.ack(f"{report.region}/{report.agent}", report.applied_epoch, now_ms)
+        return fresh
+
     async def _on_digest(self, digest: Digest) -> None:
         self.metrics.set_digest(digest)
         await self.feed.publish(digest)
@@ -313,7 +321,7 @@ class Replica:
         server = make_server(self.config)
         agent_pb2_grpc.add_AgentServiceServicer_to_server(
             AgentService(
-                self.inbox,
+                self,
                 self.clock,
                 self.metrics,
                 lambda: self.board.epoch,

@@ -186,7 +186,7 @@ class Replica:
             await http.start(host, int(port))
         except OSError as error:
             raise UnavailableError(
-                f"server.http_listen: {config.server.http_listen} cannot be used ({error.strerror});"
+                f"server.http_listen: {config.server.http_listen}: {error.strerror};"
                 " free the port or choose another"
             ) from error
         await server.start()

@@ -9,7 +9,6 @@ outside .uv/ beside the Makefile.
 
 from __future__ import annotations
 
-
 import hashlib
 import os
 import platform

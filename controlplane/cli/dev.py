@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from controlplane.cli.output import Format, print_data, print_table, word
+from controlplane.dev.remote import ask
 from controlplane.dev.statedir import default_state_dir
 from controlplane.model.errors import InvalidInputError
 
@@ -84,8 +84,6 @@ def chaos(  # noqa: PLR0917 - typer passes by name
     state_dir: StateDir = None,
 ) -> None:
     """Hurt the running local topology: kill, hang, degrade, restore."""
-    from controlplane.dev.control import ask  # noqa: PLC0415 - loads aiohttp
-
     figures = {"errors": errors, "latency_ms": latency_ms, "declines": declines}
     request = {
         "action": action,
@@ -94,7 +92,7 @@ def chaos(  # noqa: PLR0917 - typer passes by name
         "for_s": for_s,
         "faults": {name: value for name, value in figures.items() if value is not None},
     }
-    answer = asyncio.run(ask(state_dir or default_state_dir(), request))
+    answer = ask(state_dir or default_state_dir(), request)
     if ctx.obj.format is not Format.TABLE:
         print_data(answer, ctx.obj.format)
     elif action == "list":

@@ -132,7 +132,7 @@ class Chaos:
         self._region(request)
         raise RefusedError(
             "isolate-region",
-            "isolate-region: processes on one loopback cannot be cut apart without touching the "
+            "processes on one loopback cannot be cut apart without touching the "
             "machine's firewall; the laboratory with network namespaces does it (make chaos), and "
             "hang-region comes closest here",
         )

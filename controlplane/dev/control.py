@@ -1,13 +1,11 @@
-"""The socket through which `weir chaos` reaches a running `weir dev`."""
+"""The socket on which a running `weir dev` takes what `weir chaos` asks for."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 from aiohttp import web
 
 from controlplane.dev.chaos import Chaos, Request
@@ -19,9 +17,7 @@ from controlplane.model.errors import (
     WeirError,
 )
 
-ANSWER_S = 90.0
-"""How long an action may take; a region that starts again is waited for."""
-# HTTP status of each kind of refusal, so that the caller gets the same exception back
+# HTTP status of each kind of refusal, so that the caller gets the same exception back (remote.py)
 _KINDS: dict[type[WeirError], int] = {
     InvalidInputError: 400,
     RefusedError: 409,
@@ -53,35 +49,3 @@ async def serve(state_dir: Path, chaos: Chaos) -> AsyncIterator[None]:
             yield
         finally:
             await runner.cleanup()
-
-
-async def ask(state_dir: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Have an action done by the `weir dev` that runs in `state_dir`.
-
-    Raises the typed error it was refused with; UnavailableError when nobody runs there.
-    """
-    timeout = aiohttp.ClientTimeout(total=ANSWER_S)
-    with socket_path(state_dir) as path:
-        connector = aiohttp.UnixConnector(path)
-        try:
-            async with (
-                aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-                session.post("http://weir-dev/chaos", json=request) as answer,
-            ):
-                body: dict[str, Any] = await answer.json()
-        except (aiohttp.ClientError, OSError) as exc:
-            raise UnavailableError(
-                f"no weir dev runs in {state_dir}; start it, or name its --state-dir"
-            ) from exc
-    match answer.status:
-        case 200:
-            return body
-        case 400:
-            message = str(body["message"]).removeprefix(f"{body['field']}: ")
-            raise InvalidInputError(str(body["field"]), message)
-        case 409:
-            raise RefusedError(str(request["action"]), str(body["message"]))
-        case 503:
-            raise UnavailableError(str(body["message"]))
-        case _:
-            raise WeirError(str(body.get("message", f"status {answer.status}")))

@@ -173,7 +173,9 @@ CATALOGUE: Final[tuple[Spec, ...]] = (
         help="Time a closed failover spent in each stage, counted like weir_failovers_total; "
         "the stages add up to `total`, first symptom to applied everywhere.",
     ),
-    _gauge("weir_failover_running", "1 while a failover away from the region runs.", "region"),
+    _gauge(
+        "weir_failover_running", "1 while a failover away from the region runs.", "region", "kind"
+    ),
     _gauge(
         "weir_budget_remaining_seconds",
         "What is left of the 30 s budget of the running failover (negative when over), "

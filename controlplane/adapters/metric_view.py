@@ -13,10 +13,17 @@ from typing import Final, Protocol
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from controlplane.adapters.metric_catalogue import BY_NAME, ETCD_EVENTS, MAX_QUEUES, OTHER, OUTCOMES
+from controlplane.adapters.metric_catalogue import (
+    BY_NAME,
+    ETCD_EVENTS,
+    FAILOVER_KINDS,
+    MAX_QUEUES,
+    OTHER,
+    OUTCOMES,
+)
 from controlplane.model.evidence import Digest, Outcomes, RegionEvidence
 from controlplane.model.ids import Epoch
-from controlplane.model.plan import Breaker, Phase, Plan, Verdict
+from controlplane.model.plan import Breaker, FailoverRecord, Phase, Plan, Verdict
 from controlplane.model.topology import Topology
 
 NEVER: Final = float("inf")
@@ -77,7 +84,7 @@ class View:
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
         self.plan: Plan | None = None
-        self.running: str | None = None
+        self.running: FailoverRecord | None = None
         self.digest: Digest | None = None
         self.evidence: dict[str, RegionEvidence] = {}
         self.subscribers: dict[str, int] = {}
@@ -143,10 +150,12 @@ class View:
 
     def _region_families(self) -> Iterator[Metric]:
         regions = self.topology.regions
+        running = (self.running.region, self.running.kind) if self.running else None
         known = {str(r.name): self.evidence.get(r.name) for r in regions}
         seen = {name: evidence for name, evidence in known.items() if evidence is not None}
         yield _gauge_family(
-            "weir_failover_running", {(r.name,): r.name == self.running for r in regions}
+            "weir_failover_running",
+            {(r.name, kind): running == (r.name, kind) for r in regions for kind in FAILOVER_KINDS},
         )
         yield _gauge_family(
             "weir_region_capacity_tps", {(r.name,): r.capacity_tps for r in regions}

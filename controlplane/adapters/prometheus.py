@@ -26,6 +26,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
 )
 from prometheus_client.exposition import choose_encoder
@@ -64,6 +65,7 @@ class Meters:
             else:
                 info = Gauge(f"{spec.name}_info", spec.help, spec.labels, registry=self.registry)
                 info.labels(version, platform.python_version(), server).set(1)
+        ProcessCollector(registry=self.registry)
         self.counters["weir_config_reloads"].labels("ok")
         self.gauges["weir_config_last_reload_successful"].set(1)
 
@@ -192,7 +194,7 @@ class Metrics(Meters):
 
     def set_failover_running(self, record: FailoverRecord | None, budget_remaining_ms: int) -> None:
         """Show the running failover, None for none, and what is left of the budget."""
-        self._view.running = None if record is None else record.region
+        self._view.running = record
         self.gauges["weir_budget_remaining_seconds"].set(budget_remaining_ms / 1000)
 
     def failover_closed(self, record: FailoverRecord) -> None:

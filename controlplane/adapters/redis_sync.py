@@ -1,0 +1,180 @@
+"""One blocking connection to the Redis primary, for synchronous callers.
+
+Same rules as `redis`: no retry, no buffer, RESP3, notifications on one connection. A connection
+serves one thread at a time; `PooledRedis` lends them out. Time-outs are the socket's own
+(SO_RCVTIMEO), which costs no extra system call per read.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, cast
+
+import hiredis
+
+from controlplane.adapters.redis import Argument, RedisReplyError, Reply
+from controlplane.adapters.redis_address import RedisAddress
+from controlplane.model.errors import UnavailableError
+
+CONNECT_TIMEOUT_S: Final = 1.0
+_READ: Final = 65_536
+_MS: Final = 1_000
+
+
+class BlockingRedis:
+    """A connected socket. `channel` is its own, subscribed to from the start."""
+
+    def __init__(self, address: RedisAddress, channel: str, call_timeout_ms: int) -> None:
+        host, port = _primary(address)
+        try:
+            raw = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+            context = address.ssl()
+            self._socket = context.wrap_socket(raw, server_hostname=host) if context else raw
+        except OSError as error:
+            raise UnavailableError(f"redis {host}:{port}: {error}") from error
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.settimeout(None)
+        self._timeout_ms = 0
+        self._call_timeout_ms = call_timeout_ms
+        self._reader = hiredis.Reader(replyError=RedisReplyError)
+        self.channel = channel
+        self.pushed: deque[bytes] = deque(maxlen=256)
+        """Notifications that arrived between replies; the oldest give way."""
+        hello = self.call("HELLO", 3, *address.credentials())
+        role = dict(hello.items()).get(b"role") if isinstance(hello, dict) else b"?"
+        if role != b"master":
+            self.close()
+            raise UnavailableError(f"redis {host}:{port} is not the primary")
+        self._write(("SUBSCRIBE", channel))
+
+    def call(self, *args: Argument) -> Reply:
+        """Send one command and return its reply; RedisReplyError, UnavailableError."""
+        self._write(args)
+        self._patience(self._call_timeout_ms)
+        while True:
+            reply = self._next()
+            if not isinstance(reply, hiredis.PushNotification):
+                if isinstance(reply, RedisReplyError):
+                    raise reply
+                return reply
+            self._keep(reply)
+
+    def wait_push(self, timeout_ms: int) -> bytes | None:
+        """Return the next notification, None after `timeout_ms`."""
+        if self.pushed:
+            return self.pushed.popleft()
+        self._patience(max(1, timeout_ms))
+        while not self.pushed:
+            try:
+                reply = self._next()
+            except TimeoutError:
+                return None
+            self._keep(reply)
+        return self.pushed.popleft()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def _keep(self, push: Any) -> None:
+        if push[0] == b"message":
+            self.pushed.append(push[2])
+
+    def _write(self, args: tuple[Argument, ...]) -> None:
+        try:
+            self._socket.sendall(hiredis.pack_command(cast("Any", args)))
+        except OSError as error:
+            raise UnavailableError(f"redis: {error}") from error
+
+    def _next(self) -> Reply:
+        while (reply := self._reader.gets()) is False:
+            try:
+                data = self._socket.recv(_READ)
+            except BlockingIOError as error:
+                raise TimeoutError(f"no answer for {self._timeout_ms} ms") from error
+            except OSError as error:
+                raise UnavailableError(f"redis: {error}") from error
+            if not data:
+                raise UnavailableError("redis: the connection was lost; the call may have happened")
+            self._reader.feed(data)
+        return reply
+
+    def _patience(self, timeout_ms: int) -> None:
+        if timeout_ms == self._timeout_ms:
+            return
+        self._timeout_ms = timeout_ms
+        value = struct.pack("ll", timeout_ms // _MS, timeout_ms % _MS * _MS)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+
+
+class PooledRedis:
+    """Connections lent to one thread at a time; broken ones are not taken back."""
+
+    def __init__(
+        self, address: RedisAddress, *, channel_prefix: str, call_timeout_ms: int = 1_000
+    ) -> None:
+        self._address = address
+        self._channel_prefix = channel_prefix
+        self._call_timeout_ms = call_timeout_ms
+        self._idle: deque[BlockingRedis] = deque()
+
+    @contextmanager
+    def lend(self) -> Iterator[BlockingRedis]:
+        """Lend a connection for the body."""
+        try:
+            link = self._idle.pop()
+        except IndexError:
+            link = BlockingRedis(
+                self._address, self._channel_prefix + uuid.uuid4().hex, self._call_timeout_ms
+            )
+        try:
+            yield link
+        except TimeoutError as error:
+            link.close()
+            raise UnavailableError(f"redis {self._address}: {error}") from error
+        except UnavailableError:
+            link.close()
+            raise
+        except RedisReplyError:
+            self._idle.append(link)
+            raise
+        except BaseException:
+            link.close()  # a reply may be outstanding
+            raise
+        self._idle.append(link)
+
+    def close(self) -> None:
+        """Close idle connections."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+def _primary(address: RedisAddress) -> tuple[str, int]:
+    if not address.sentinels:
+        return address.host, address.port
+    for host, port in address.sentinels:
+        found = _ask_sentinel(host, port, address.service)
+        if found:
+            return found
+    raise UnavailableError(f"no sentinel knows a primary of {address.service!r}")
+
+
+def _ask_sentinel(host: str, port: int, service: str) -> tuple[str, int] | None:
+    command: Any = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service)
+    try:
+        with socket.create_connection((host, port), CONNECT_TIMEOUT_S) as sock:
+            sock.sendall(hiredis.pack_command(command))
+            parser = hiredis.Reader(encoding="utf-8")
+            while (reply := parser.gets()) is False:
+                data = sock.recv(_READ)
+                if not data:
+                    return None
+                parser.feed(data)
+    except OSError:
+        return None
+    return (str(reply[0]), int(reply[1])) if isinstance(reply, list) else None

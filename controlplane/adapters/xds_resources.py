@@ -32,6 +32,9 @@ from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2,
 )
+from envoy.extensions.http.early_header_mutation.header_mutation.v3 import (
+    header_mutation_pb2,
+)
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import json_format
@@ -61,6 +64,8 @@ IDEMPOTENCY_HEADER: Final = "idempotency-key"
 OVERPROVISIONING: Final = 100_000
 RETRIES: Final = 2
 """A request is tried three times at most: once per region of the smallest useful topology."""
+PICKS: Final = 64
+"""Picks until a retry has found another region; by weight, so a share of 2 % is found surely."""
 RETRY_UNSENT: Final = "connect-failure,refused-stream,reset-before-request"
 RETRY_IDEMPOTENT: Final = RETRY_UNSENT + ",reset"
 UPSTREAM_IDLE_S: Final = 30
@@ -289,7 +294,7 @@ def _channel_route(channel: ChannelTraffic, *, keyed: bool) -> Json:
                         "typed_config": _any(previous_hosts_pb2.PreviousHostsPredicate),
                     }
                 ],
-                "host_selection_retry_max_attempts": 8,
+                "host_selection_retry_max_attempts": PICKS,
                 "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.050s"},
             },
         },
@@ -305,9 +310,8 @@ def envoy_listener(
         stat_prefix=LISTENER,
         rds={"route_config_name": LISTENER, "config_source": route_source},
         http_filters=[_router()],
-        # no address is internal: otherwise a client could ask for replays with x-envoy-retry-on
         use_remote_address=True,
-        internal_address_config={"cidr_ranges": []},
+        early_header_mutation_extensions=[_no_orders()],
         normalize_path=True,
         merge_slashes=True,
         path_with_escaped_slashes_action="REJECT_REQUEST",
@@ -329,6 +333,18 @@ def envoy_listener(
         ],
     }
     return json_format.ParseDict(body, listener_pb2.Listener())
+
+
+def _no_orders() -> Json:
+    """Take Envoy's own headers from requests: with `x-envoy-retry-on` any client could have its
+    payments replayed."""
+    matched = {"key_matcher": {"prefix": "x-envoy-"}}
+    return {
+        "name": "envoy.http.early_header_mutation.header_mutation",
+        "typed_config": _any(
+            header_mutation_pb2.HeaderMutation, mutations=[{"remove_on_match": matched}]
+        ),
+    }
 
 
 def _local_replies(channels: Iterable[ChannelTraffic]) -> Json:

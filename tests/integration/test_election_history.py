@@ -1,0 +1,206 @@
+"""No two terms' writes interleave, whatever is killed, stopped or delayed; and the checker that
+says so turns red when a protection is taken away."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from controlplane.adapters.etcd import EtcdClient
+from controlplane.adapters.etcd_keys import Keys
+from controlplane.dev.servers import EtcdCluster
+from controlplane.ports import Delete
+from tests.support.etcd import *  # noqa: F403 - fixtures
+from tests.support.history import check, read_history
+from tests.support.replicas import LeaderProcess, Replicas, now_ms, until
+
+FAKETIME = str(next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), "libfaketimeMT.so.1"))
+FAST = {"tick_ms": 50, "rules": {"takeover_after_ms": 600, "demote_after_ms": 500}}
+
+
+async def judge(kv: EtcdClient, replicas: Replicas) -> list[str]:
+    """Read the history back and check it against what the processes say."""
+    events = await read_history(kv, replicas.cluster)
+    assert len(events) > 20, "nothing happened"
+    return check(events, replicas.cluster, [process.history() for process in replicas.processes])
+
+
+async def test_kills_and_stops_never_interleave_terms(kv: EtcdClient, replicas: Replicas) -> None:
+    """Leaders killed, stopped past their takeover and woken: every write belongs to the current
+    term, epochs and events only rise, every acknowledged plan is there, no refused one is."""
+    replicas.start(3, **FAST)
+    stopped: list[LeaderProcess] = []
+    for round_ in range(6):
+        leader = await replicas.leader(now_ms())
+        begun = now_ms()
+        if round_ % 3 == 2:
+            leader.child.kill()
+        else:
+            leader.child.pause()
+            stopped.append(leader)
+        await replicas.leader(begun + 1, other_than=leader)
+        if round_ % 3 == 2:
+            leader.child.start()
+        while stopped:
+            woken = stopped.pop()
+            woken.child.resume()
+            await until(
+                lambda p=woken, t=begun: p.said("lost", t) or p.said("refused", t), "it notices"
+            )
+    assert await judge(kv, replicas) == []
+
+
+async def stopped_before_its_write(
+    kv: EtcdClient, replicas: Replicas, *, without: list[str], fresh: bool = False
+) -> LeaderProcess:
+    """Stop a leader between looking at its leadership and its write; meanwhile its key goes
+    (revoked lease, operator, anything); then wake it: it writes on."""
+    replicas.add(replica="a0", region="east", stop_at=12, without=without, fresh=fresh, **FAST)
+    leader = replicas.processes[0]
+    await until(leader.is_stopped, "it stops itself")
+    keys = Keys(replicas.cluster)
+    await kv.txn((), [Delete(key=keys.leader)])
+    leader.child.resume()
+    await until(
+        lambda: leader.said("refused") or len(leader.said("ok")) > 12,
+        "it goes on",
+    )
+    return leader
+
+
+async def test_a_leader_stopped_before_its_write_writes_nothing(
+    kv: EtcdClient, replicas: Replicas
+) -> None:
+    """The worst moment to sleep is between check and write: etcd refuses the write on waking."""
+    leader = await stopped_before_its_write(kv, replicas, without=[])
+    assert leader.said("refused")
+    assert await judge(kv, replicas) == []
+
+
+async def test_without_the_term_guard_the_checker_is_red(
+    kv: EtcdClient, replicas: Replicas
+) -> None:
+    """Mutation: the same night without the compare of the leader key."""
+    await stopped_before_its_write(kv, replicas, without=["term"])
+    assert any(found.startswith("term:") for found in await judge(kv, replicas))
+
+
+async def test_without_term_and_chain_terms_interleave(kv: EtcdClient, replicas: Replicas) -> None:
+    """Mutation: with another leader in between, the woken one's write lands among the other's."""
+    replicas.add(
+        replica="a0", region="east", stop_at=12, without=["term", "chain", "epoch"], **FAST
+    )
+    first = replicas.processes[0]
+    await until(first.is_stopped, "it stops itself")
+    replicas.add(replica="a1", region="north", rank=1, **FAST)
+    second = replicas.processes[1]
+    begun = now_ms()
+    await until(lambda: len(second.said("ok")) > 5, "the other leads")
+    first.child.resume()
+    await until(lambda: first.said("ok", begun), "it writes although deposed")
+    found = await judge(kv, replicas)
+    assert any(line.startswith("interleave:") for line in found)
+    assert any(line.startswith("epoch:") for line in found)
+
+
+async def test_without_the_epoch_guard_epochs_fall(kv: EtcdClient, replicas: Replicas) -> None:
+    """Mutation: a new leader that counts from 1 again commits lower epochs; with the guard it is
+    refused (next test)."""
+    await two_leaders_one_forgetful(replicas, without=["epoch"])
+    assert any(line.startswith("epoch:") for line in await judge(kv, replicas))
+
+
+async def test_a_forgetful_leader_cannot_lower_the_epoch(
+    kv: EtcdClient, replicas: Replicas
+) -> None:
+    """A leader that does not load what is committed is refused, again and again."""
+    await two_leaders_one_forgetful(replicas, without=[])
+    assert await judge(kv, replicas) == []
+
+
+async def two_leaders_one_forgetful(replicas: Replicas, *, without: list[str]) -> None:
+    """One leads well and goes; the next starts from epoch 0."""
+    first = replicas.add(replica="a0", region="east", **FAST)
+    await until(lambda: len(first.said("ok")) > 10, "some plans")
+    first.child.stop()
+    second = replicas.add(replica="a1", region="north", fresh=True, without=without, **FAST)
+    await until(lambda: len(second.said("refused")) > 2 or len(second.said("ok")) > 2, "it tried")
+
+
+async def test_without_the_deadline_a_woken_leader_still_tries(
+    kv: EtcdClient, replicas: Replicas
+) -> None:
+    """With the local deadline a woken leader does not even try to write; without it it tries and
+    is refused. Safety holds in both: it never rests on a clock."""
+    tries: dict[bool, int] = {}
+    for deadline in (True, False):
+        name = "kept" if deadline else "left-out"
+        leader = replicas.add(
+            replica=name, region="east", **FAST, without=[] if deadline else ["deadline"]
+        )
+        await until(lambda p=leader: len(p.said("ok")) > 3, "it leads")
+        begun = now_ms()
+        leader.child.pause()
+        other = replicas.add(replica=f"{name}-next", region="north", rank=1, **FAST)
+        await until(lambda p=other: len(p.said("ok")) > 3, "the other leads")
+        woken = now_ms()
+        leader.child.resume()
+        await until(
+            lambda p=leader, t=woken: p.said("lost", t) or p.said("refused", t), "it notices"
+        )
+        tries[deadline] = len(leader.said("try", woken))
+        leader.child.kill()
+        other.child.kill()
+        assert begun < woken
+    assert tries == {True: 0, False: 1}
+    assert await judge(kv, replicas) == []
+
+
+async def test_clock_jumps_change_nothing(kv: EtcdClient, replicas: Replicas) -> None:
+    """Wall clocks an hour ahead and an hour behind, on leader and candidate: the same history."""
+    for i, offset in enumerate(("+1h", "-1h", "+0")):
+        env = {"LD_PRELOAD": FAKETIME, "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        replicas.add(replica=f"a{i}", region=("east", "north", "south")[i], rank=i, **FAST, env=env)
+    for _ in range(3):
+        leader = await replicas.leader(now_ms())
+        begun = now_ms()
+        leader.child.kill()
+        await replicas.leader(begun + 1, other_than=leader)
+        leader.child.start()
+    assert await judge(kv, replicas) == []
+
+
+async def late_copies(
+    cluster: EtcdCluster, replicas: Replicas, *, without: list[str], rounds: int = 4
+) -> None:
+    """Stop each member in turn with the leader's requests in its socket, wake it once the leader
+    has written on through another one: it then proposes what it was asked long ago."""
+    leader = replicas.add(
+        replica="a0", region="east", **FAST, options={"attempt_ms": 150}, without=without
+    )
+    for _ in range(rounds):
+        await replicas.leader(now_ms())
+        for member in cluster.members:
+            begun = now_ms()
+            member.child.pause()
+            await asyncio.sleep(0.3)  # the fault's length: a request waits in the socket
+            member.child.resume()
+            await until(lambda t=begun: len(leader.said("ok", t)) > 2, "it writes on")
+
+
+async def test_a_copy_delivered_late_is_not_applied(
+    own_etcd: EtcdCluster, own_replicas: Replicas, own_kv: EtcdClient
+) -> None:
+    """A member that wakes with old requests in its socket applies none of them a second time."""
+    await late_copies(own_etcd, own_replicas, without=[])
+    assert await judge(own_kv, own_replicas) == []
+
+
+async def test_without_the_chain_late_copies_are_applied(
+    own_etcd: EtcdCluster, own_replicas: Replicas, own_kv: EtcdClient
+) -> None:
+    """Mutation: guarded by the term alone, the same late requests are applied twice: state and
+    events of an earlier tick overwrite those of a later one."""
+    await late_copies(own_etcd, own_replicas, without=["chain", "epoch"], rounds=6)
+    found = await judge(own_kv, own_replicas)
+    assert any(line.startswith(("chain:", "epoch:", "acked:")) for line in found)

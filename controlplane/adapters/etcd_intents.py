@@ -66,6 +66,19 @@ class EtcdIntents:
         """Linearizable read of every intent as stored, for etags and expiry."""
         return (await self._kv.get_prefix(self.keys.intents))[0]
 
+    async def generation(self) -> int:
+        """Linearizable read of the revision of the last change; 0 before the first."""
+        kv = await self._kv.get(self.keys.generation)
+        return kv.mod_revision if kv else 0
+
+    def next_generation(self, seen: int, by: str) -> tuple[Compare, Put]:
+        """Make the condition that nobody changed anything since `seen`, and the write that says
+        that now somebody did; hand both to `apply`."""
+        key = self.keys.generation
+        return Compare(key=key, target="mod", op="==", operand=seen), Put(
+            key=key, value=by.encode()
+        )
+
     async def intent_put(
         self, kind: str, name: str, *, reason: str, by: str, ttl_s: int, **body: Any
     ) -> Put:
@@ -129,6 +142,15 @@ class EtcdIntents:
         """Return the recorded answer of a request, None when there is none."""
         kv = await self._kv.get(self.keys.request(request_id.lower()))
         return kv.value.partition(b"\n")[2] if kv else None
+
+    async def operation_put(self, op_id: str, value: bytes, ttl_s: int) -> Put:
+        """Make the write of an operation that is kept for `ttl_s`; hand it to `apply`."""
+        lease = await self._kv.grant_lease(ttl_s)
+        return Put(key=self.keys.operations + op_id.encode(), value=value, lease=lease)
+
+    async def operation(self, op_id: str) -> KeyValue | None:
+        """Linearizable read of one operation."""
+        return await self._kv.get(self.keys.operations + op_id.encode())
 
     async def operations(self) -> Sequence[KeyValue]:
         """Linearizable read of every operation."""

@@ -83,6 +83,11 @@ class Keys:
         return self.root + b"replicas/"
 
     @property
+    def generation(self) -> bytes:
+        """Written by every change of an operator: changes are serialised on it."""
+        return self.root + b"generation"
+
+    @property
     def operations(self) -> bytes:
         """Prefix of operations."""
         return self.root + b"operations/"

@@ -174,8 +174,8 @@ class Metrics(Meters):
         self.gauges["weir_term"].set(term)
 
     def set_heartbeat_age(self, age_ms: float | None) -> None:
-        """Set the age of the leader's last sign of life; None when there was none."""
-        age_s = NEVER if age_ms is None else age_ms / 1000
+        """Set the age of the leader's last sign of life; None or below 0 when there was none."""
+        age_s = NEVER if age_ms is None or age_ms < 0 else age_ms / 1000
         self.gauges["weir_leader_heartbeat_age_seconds"].set(age_s)
 
     def tick(self, seconds: float) -> None:

@@ -109,6 +109,7 @@ class Machine(Protocol):
     """What the server needs of a stream's state; see `xds_stream` and `xds_delta`."""
 
     peer: Peer
+    asked: bool
 
     def receive(self, request: Any) -> tuple[Receipt, str]:
         """Take a request."""
@@ -382,7 +383,7 @@ class AdsService:
             if not named:
                 self._count(machine.peer.kind)
             self._note(session, receipt, type_url)
-            if receipt is not Receipt.STALE:
+            if machine.asked:
                 session.wake.set()
 
     def _note(self, session: _Session, receipt: Receipt, type_url: str) -> None:

@@ -64,6 +64,8 @@ class DeltaStream:
     peer: Peer = NOBODY
     types: dict[str, DeltaSubscription] = field(default_factory=dict)
     started: bool = False
+    asked: bool = False
+    """Whether a request may have made something due; a mere acknowledgement does not."""
     _counter: int = 0
 
     def receive(self, request: Any) -> tuple[Receipt, str]:
@@ -79,6 +81,8 @@ class DeltaStream:
             sub = self.types[type_url] = DeltaSubscription()
             self._resume(sub, type_url, request.initial_resource_versions)
         self._subscribe(sub, type_url, request, first=first)
+        named = request.resource_names_subscribe or request.resource_names_unsubscribe
+        self.asked = self.asked or first or bool(named)
         if not request.response_nonce:
             return Receipt.SUBSCRIBE, type_url
         if request.response_nonce != sub.nonce:
@@ -117,6 +121,7 @@ class DeltaStream:
     def due(self, view: View) -> list[Outgoing]:
         """Return what this stream has to be sent, in order, and note it as sent."""
         out: list[Outgoing] = []
+        self.asked = False
         for type_url in ORDER:
             sub = self.types.get(type_url)
             resources = view.get(self.peer, type_url) if sub else None

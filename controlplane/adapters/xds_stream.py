@@ -152,6 +152,8 @@ class SotwStream:
     peer: Peer = NOBODY
     types: dict[str, Subscription] = field(default_factory=dict)
     started: bool = False
+    asked: bool = False
+    """Whether a request may have made something due; a mere acknowledgement does not."""
     _counter: int = 0
 
     def receive(self, request: Any) -> tuple[Receipt, str]:
@@ -167,7 +169,7 @@ class SotwStream:
         first = not sub.nonce
         if first and request.version_info:
             sub.floor = version_epoch(request.version_info)
-        self._subscribe(sub, type_url, request.resource_names)
+        self.asked |= self._subscribe(sub, type_url, request.resource_names) or first
         if first or not request.response_nonce:
             return Receipt.SUBSCRIBE, type_url
         answered, sub.unanswered = sub.unanswered, False
@@ -180,17 +182,23 @@ class SotwStream:
         return Receipt.ACK, type_url
 
     @staticmethod
-    def _subscribe(sub: Subscription, type_url: str, names: Iterable[str]) -> None:
+    def _subscribe(sub: Subscription, type_url: str, names: Iterable[str]) -> bool:
+        """Take the names of a request; tell whether they changed."""
         wanted = frozenset(names)
+        if wanted == sub.names and not sub.wildcard and sub.named:
+            return False
         check_names(wanted)
+        before = sub.wanted
         if type_url in WHOLE:
             sub.wildcard = "*" in wanted or (not wanted and not sub.named)
         sub.named = sub.named or bool(wanted)
         sub.names = wanted - {"*"}
+        return sub.wanted != before
 
     def due(self, view: View) -> list[Outgoing]:
         """Return what this stream has to be sent, in order, and note it as sent."""
         out: list[Outgoing] = []
+        self.asked = False
         for type_url in ORDER:
             sub = self.types.get(type_url)
             resources = view.get(self.peer, type_url) if sub else None

@@ -317,7 +317,12 @@ EVERYTHING: Json = merge(
         },
         "agent": {**_PLACED, "extraEnv": [{"name": "WEIR_LOG__LEVEL", "value": "debug"}]},
         "gateway": {**_PLACED, "enabled": True, "service": {"type": "NodePort", "port": 9000}},
-        "sidecar": {"namespaces": ["weir", "payments", "wallet"], "xds": True},
+        "config": {"regions": {"east": {"endpoints": ["10.1.0.10:8080"]}}},
+        "sidecar": {
+            "namespaces": ["weir", "payments", "wallet"],
+            "xds": True,
+            "planListener": "127.0.0.1:7701",
+        },
         "networkPolicy": {
             "grpcFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
             "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}],

@@ -151,6 +151,7 @@ def _other(path: tuple[str, ...], node: Json, now: Any) -> list[Any]:
         "image.digest": ["sha256:" + "1" * 64],
         "gateway.image.digest": ["sha256:" + "1" * 64],
         "sidecar.xdsListener": ["127.0.0.1:12345"],
+        "sidecar.planListener": ["127.0.0.1:12345"],
         "nameOverride": ["other"],
         "controlPlane.replicas": [2],
     }

@@ -8,7 +8,7 @@ has started, and they must start in an outage of the control plane too. The gate
 exception: its Envoy is of no use before the agent has a plan, so there it asks /readyz.
 */}}
 
-{{/* Takes (dict "root" $ "name" n "native" bool "sidecar" bool "xds" listener or "" "startPath" p "resources" r "extraEnv" e). */}}
+{{/* Takes (dict "root" $ "name" n "native" bool "sidecar" bool "xds" listener or "" "startPath" p "planListener" a or "" "resources" r "extraEnv" e). */}}
 {{- define "weir.agentContainer" -}}
 - name: {{ .name }}
   image: {{ include "weir.image" (dict "image" .root.Values.image "default" .root.Chart.AppVersion) }}
@@ -28,6 +28,10 @@ exception: its Envoy is of no use before the agent has a plan, so there it asks 
       value: /run/weir/xds
     - name: WEIR_AGENT__XDS_LISTENER
       value: {{ .xds | quote }}
+    {{- end }}
+    {{- with .planListener }}
+    - name: WEIR_AGENT__GRPC_LISTEN
+      value: {{ . | quote }}
     {{- end }}
     {{- with .extraEnv }}
     {{- toYaml . | nindent 4 }}

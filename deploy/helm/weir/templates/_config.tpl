@@ -34,6 +34,13 @@ follow from other values. The result passes `weir check-config`.
 {{- include "weir.checkOwned" . -}}
 {{- include "weir.checkReplicas" . -}}
 {{- include "weir.checkTls" . -}}
+{{- if or .Values.gateway.enabled .Values.sidecar.xds -}}
+{{- range $name, $region := $config.regions -}}
+{{- if not $region.endpoints -}}
+{{- fail (printf "config.regions.%s.endpoints: gateways and sidecar.xds need the addresses of every region" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $ports := list (int .Values.ports.grpc) (int .Values.ports.http) (int .Values.ports.agent) -}}
 {{- if lt (len (uniq $ports)) 3 -}}
 {{- fail "ports: grpc, http and agent must differ" -}}
@@ -50,6 +57,8 @@ follow from other values. The result passes `weir check-config`.
   "agent.http_listen" "use listenAddress and ports.agent"
   "agent.state_dir" "it is the state volume"
   "agent.xds_dir" "use sidecar.xds or gateway.enabled"
+  "agent.xds_listener" "use sidecar.xdsListener or gateway.ports.listener"
+  "agent.grpc_listen" "use sidecar.planListener"
   "tls.ca_file" "use tls.existingSecret"
   "tls.cert_file" "use tls.existingSecret"
   "tls.key_file" "use tls.existingSecret"

@@ -72,7 +72,7 @@ class EtcdOptions:
     """How to reach etcd. `attempt_ms` bounds one try on one member, `call_ms` a call in all."""
 
     attempt_ms: int = 500
-    call_ms: int = 3000
+    call_ms: int = 2500
     progress_ms: int = 500
     silence_ms: int = 2000
     tls: EtcdTls | None = None
@@ -279,7 +279,9 @@ class Links:
         while (left_ms := end_ms - self._clock.monotonic_ms()) > 0:
             link = self._current
             used: Metadata = ()
-            timeout_s = min(self.options.attempt_ms, left_ms) / 1000
+            # twice as long in every further round: a slow cluster answers late, but it answers
+            patience_ms = self.options.attempt_ms << min(failures // len(self._links), 3)
+            timeout_s = min(patience_ms, left_ms) / 1000
             sent = False
             try:
                 used = await self.metadata(timeout_s)

@@ -69,7 +69,8 @@ def _channel(target: Target, addresses: tuple[str, ...]) -> grpc.aio.Channel:
         ("grpc.use_local_subchannel_pool", 1),  # else channels to one address share their fate
         ("grpc.enable_retries", 0),
         ("grpc.enable_http_proxy", 0),
-        ("grpc.default_authority", target.authority),
+        # with TLS the authority must be a name of the certificate
+        ("grpc.default_authority", target.sni if target.tls else target.authority),
     ]
     scheme = "ipv6" if ":" in addresses[0] else "ipv4"
     same = [a for a in addresses if (":" in a) == (scheme == "ipv6")]

@@ -40,6 +40,10 @@ def dev(
     ports: Annotated[
         int | None, typer.Option("--ports", help="First of a block of fixed ports.")
     ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option("--policy", help="KEY=VALUE of the policy to try; may be repeated."),
+    ] = None,
 ) -> None:
     """Run three regions on this machine: etcd, Redis, replicas, agents, gateways, Envoy, payments.
 
@@ -52,6 +56,7 @@ def dev(
     if ports is not None and not PORT_MIN <= ports <= PORT_MAX:
         raise InvalidInputError("--ports", f"must be {PORT_MIN} to {PORT_MAX}, not {ports}")
     from controlplane.dev.run import Options, run  # noqa: PLC0415 - loads the whole topology
+    from controlplane.dev.settings import parse_policy  # noqa: PLC0415
 
     watched = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     options = Options(
@@ -60,6 +65,7 @@ def dev(
         for_s=for_s,
         load_per_s=load,
         ports=ports,
+        policy=parse_policy(policy or ()),
     )
     raise typer.Exit(run(options))
 

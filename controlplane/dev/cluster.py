@@ -28,6 +28,7 @@ from controlplane.model.errors import WeirError
 START_S = 60.0
 """How long one phase of the start may take on a slow machine."""
 POLL_MS = 50
+PAYER_GRACE_S = 2.0
 CALL_S = 1.0
 """Deadline of one question to a child."""
 _PATHS = {
@@ -234,6 +235,10 @@ class Cluster:
 
     def stop(self) -> None:
         """Stop everything; SIGKILL for what does not end within the grace."""
+        for member in self.of_role(Role.PAYER):  # first, so that it sees no end of the others
+            member.child.resume()
+            member.child.terminate()
+            member.child.wait_end(PAYER_GRACE_S)
         last = (Role.ETCD, Role.REDIS, Role.SENTINEL)
         asked = [m for m in self.members.values() if m.role not in last]
         for member in asked:

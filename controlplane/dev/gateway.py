@@ -317,8 +317,8 @@ def fault_app(gateway: Gateway) -> web.Application:
     return app
 
 
-async def serve(gateway: Gateway, port: int, fault_port: int) -> None:
-    """Serve until SIGTERM or SIGINT."""
+async def serve(gateway: Gateway, host: str, port: int, fault_port: int) -> None:
+    """Serve until SIGTERM or SIGINT; faults are set on the loopback interface only."""
     gateway.recall()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -328,9 +328,10 @@ async def serve(gateway: Gateway, port: int, fault_port: int) -> None:
         web.AppRunner(app, access_log=None, handle_signals=False)
         for app in (payment_app(gateway), fault_app(gateway))
     ]
-    for runner, where in zip(runners, (port, fault_port), strict=True):
+    wheres = ((host, port), ("127.0.0.1", fault_port))
+    for runner, (address, number) in zip(runners, wheres, strict=True):
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", where, shutdown_timeout=1.0).start()
+        await web.TCPSite(runner, address, number, shutdown_timeout=1.0).start()
     await stop.wait()
     for runner in runners:
         await runner.cleanup()
@@ -340,6 +341,7 @@ def main() -> None:
     """Run one gateway process."""
     parser = argparse.ArgumentParser(description="Demo payment gateway of one region")
     parser.add_argument("--region", required=True)
+    parser.add_argument("--host", default="127.0.0.1", help="where payments are taken")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--fault-port", type=int, required=True)
     parser.add_argument("--ledger", type=Path, required=True)
@@ -349,7 +351,7 @@ def main() -> None:
 
 
 async def _main(args: argparse.Namespace, ledger: Ledger) -> None:
-    await serve(Gateway(args.region, ledger), args.port, args.fault_port)
+    await serve(Gateway(args.region, ledger), args.host, args.port, args.fault_port)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,10 @@ REDIS_SAFETY = (
 )  # fmt: skip
 
 
+# -P: the working directory is the user's and holds no module of ours
+PYTHON = (sys.executable, "-P")
+
+
 class Role(StrEnum):
     """What a process is."""
 
@@ -142,7 +146,7 @@ def _gateway(layout: Layout, region: str) -> Member:
     name = f"gateway-{region}"
     port = layout.ports[f"{name}/http"]
     argv = [
-        sys.executable, "-m", "controlplane.dev.gateway",
+        *PYTHON, "-m", "controlplane.dev.gateway",
         "--region", region,
         "--port", str(port),
         "--fault-port", str(layout.ports[f"{name}/fault"]),
@@ -156,7 +160,7 @@ def _weir(layout: Layout, region: str, role: Role) -> Member:
     command, suffix = ("controlplane", "0") if role is Role.REPLICA else ("agent", "agent-0")
     name = f"{region}-{suffix}"
     argv = [
-        sys.executable, "-m", "controlplane.cli.main",
+        *PYTHON, "-m", "controlplane.cli.main",
         command, "--config", str(config_file(layout, name)),
     ]  # fmt: skip
     child = Child(name, argv, layout.log(name))
@@ -190,7 +194,7 @@ def payer(layout: Layout, rate_per_s: float) -> Member:
     """Return the payer, which sends through Envoy."""
     port = layout.ports["payer/http"]
     argv = [
-        sys.executable, "-m", "controlplane.dev.payer",
+        *PYTHON, "-m", "controlplane.dev.payer",
         "--target", layout.address("envoy/listener"),
         "--rate", f"{rate_per_s:g}",
         "--port", str(port),

@@ -31,6 +31,16 @@ RECONNECT_MS = 500
 EVENTS_MAX = 200
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """One process as the kernel sees it: running, hung or dead."""
+
+    name: str
+    region: str
+    role: str
+    state: str
+
+
 @dataclass(slots=True)
 class Snapshot:
     """Everything known at one moment. `plan` and `status` are the JSON of a replica's API."""
@@ -42,8 +52,7 @@ class Snapshot:
     payments: dict[str, Any] | None
     charges: int
     double_charges: int
-    processes: list[tuple[str, str, str]]
-    """(name, region, state)"""
+    processes: list[Process]
     events: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -88,8 +97,8 @@ class Observer:
             charges=tally.charges,
             double_charges=tally.doubles,
             processes=[
-                (member.name, member.region, str(member.state))
-                for member in self._cluster.members.values()
+                Process(name=m.name, region=m.region, role=str(m.role), state=str(m.state))
+                for m in self._cluster.members.values()
             ],
             events=list(self._events.values()),
         )

@@ -12,7 +12,8 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Options:
     for_s: float | None
     load_per_s: float
     ports: int | None
+    policy: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Stop(Exception):  # noqa: N818 - not an error: it only ends the task group
@@ -61,7 +63,7 @@ def run(options: Options) -> int:
         find_binary(server)  # before anything is started
     with statedir.own(options.state_dir) as state_dir:
         layout = plan_layout(state_dir, load_content(), options.ports)
-        write_configs(layout)
+        write_configs(layout, dict(options.policy))
         cluster = Cluster(layout, options.load_per_s)
         try:
             return uvloop.run(Session(cluster, options).run())
@@ -154,9 +156,13 @@ class Session:
     # -- output --
 
     async def _print_lines(self) -> None:
-        while True:
-            self._line(view.tick_line(self._layout, self._observer.snapshot()))
-            await self._clock.sleep_ms(TICK_MS)
+        try:
+            while True:
+                self._line(view.tick_line(self._layout, self._observer.snapshot()))
+                await self._clock.sleep_ms(TICK_MS)
+        finally:
+            last = view.tick_line(self._layout, self._observer.snapshot())
+            self._line(last | {"type": "summary"})
 
     async def _draw(self) -> None:
         console = Console()

@@ -6,6 +6,7 @@ Every process gets a whole file of its own, in the schema of `controlplane.confi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from controlplane.config import load
 from controlplane.dev.content import DemoChannel, DemoRegion
 from controlplane.dev.layout import Layout
+from controlplane.model.errors import InvalidInputError
 
 SERVICE_NAME = "weir"
 """Name of the Redis primary at the Sentinels."""
@@ -113,13 +115,25 @@ def config_file(layout: Layout, name: str) -> Path:
     return layout.state_dir / "config" / f"{name}.yaml"
 
 
-def write_configs(layout: Layout) -> None:
+def parse_policy(pairs: Iterable[str]) -> Json:
+    """Read KEY=VALUE pairs of the policy; InvalidInputError when one is no pair."""
+    policy: Json = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals and value):
+            raise InvalidInputError("--policy", f"must be KEY=VALUE, not {pair!r}")
+        policy[key] = yaml.safe_load(value)
+    return policy
+
+
+def write_configs(layout: Layout, policy: Json) -> None:
     """Write every file and read it back as the daemon would: a fault shows here, not in a log."""
     configs = {"weir": base_config(layout)}
     for region in layout.regions:
         configs[f"{region}-0"] = replica_config(layout, region)
         configs[f"{region}-agent-0"] = agent_config(layout, region)
     for name, config in configs.items():
+        config["policy"] = policy
         path = config_file(layout, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(config, sort_keys=False))

@@ -14,7 +14,7 @@ from controlplane.dev.layout import Layout
 from controlplane.dev.observe import Snapshot
 
 EVENTS_SHOWN = 8
-BAR_CELLS = 24
+BAR_CELLS = 20
 SPARK = "▁▂▃▄▅▆▇█"
 SPARK_SECONDS = 60
 _FULL_BP = 10_000
@@ -77,7 +77,7 @@ def tick_line(layout: Layout, snapshot: Snapshot) -> dict[str, Any]:
         },
         "charges": snapshot.charges,
         "double_charges": snapshot.double_charges,
-        "not_running": {n: state for n, _, state in snapshot.processes if state != "running"},
+        "not_running": {p.name: p.state for p in snapshot.processes if p.state != "running"},
     }
 
 
@@ -120,9 +120,10 @@ def _headline(snapshot: Snapshot) -> Text:
 
 
 def _regions(layout: Layout, snapshot: Snapshot) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
-    for name in ("region", "phase", "planned share", "traffic 10 s", "processes"):
-        table.add_column(name, no_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for name, width in (("region", 7), ("phase", 10), ("planned", BAR_CELLS + 8), ("actual", 7)):
+        table.add_column(name, no_wrap=True, min_width=width)
+    table.add_column("processes", no_wrap=True)  # the one that may be cut on a narrow terminal
     phases = {r["name"]: r for r in (snapshot.plan or {}).get("regions", [])}
     planned = load_bp(layout, snapshot.plan)
     served = (snapshot.payments or {}).get("recent", {}).get("regions", {})
@@ -130,19 +131,28 @@ def _regions(layout: Layout, snapshot: Snapshot) -> Table:
     for region in layout.regions:
         state = phases.get(region, {})
         phase = "drained" if state.get("drained") else str(state.get("phase", "-"))
-        dots = Text()
-        for name, of_region, process in snapshot.processes:
-            if of_region == region:
-                dots.append(_DOTS[process], style=_STYLES[process])
-                dots.append(" " + name.replace(f"-{region}", "").replace(f"{region}-", "") + " ")
         table.add_row(
             Text(region, style="bold"),
             _word(phase),
             _bar(planned[region]),
             f"{served.get(region, 0) / total:6.1%}",
-            dots,
+            _processes(snapshot, region),
         )
     return table
+
+
+def _processes(snapshot: Snapshot, region: str) -> Text:
+    """One dot per process; several of a kind share one label."""
+    text = Text()
+    shown = ""
+    for process in snapshot.processes:
+        if process.region != region:
+            continue
+        if shown and process.role != shown:
+            text.append(f" {shown}  ", style="dim")
+        shown = process.role
+        text.append(_DOTS[process.state], style=_STYLES[process.state])
+    return text.append(f" {shown}", style="dim")
 
 
 def _bar(weight_bp: int) -> Text:
@@ -153,11 +163,11 @@ def _bar(weight_bp: int) -> Text:
 
 
 def _channels(layout: Layout, snapshot: Snapshot) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
-    table.add_column("channel")
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("\nchannel", min_width=12)
     for region in layout.regions:
-        table.add_column(region, justify="right")
-    table.add_column("breakers")
+        table.add_column("\n" + region, justify="right", min_width=8)
+    table.add_column("\nbreakers")
     planned = weights(snapshot.plan)
     opened = _open_breakers(snapshot.plan or {})
     for channel in layout.content.channels:
@@ -206,8 +216,14 @@ def _events(snapshot: Snapshot) -> Panel:
         lines.append(f"{at} ", style="dim")
         lines.append(f"{event.get('kind', '')} ", style="cyan")
         lines.append(f"{event.get('message', '')}\n")
-    lines.append("\n" * (EVENTS_SHOWN - len(shown)))
-    return Panel(lines, title="last events", title_align="left", border_style="dim")
+    lines.no_wrap, lines.overflow = True, "ellipsis"
+    return Panel(
+        lines.append("-" if not shown else ""),
+        title="last events",
+        title_align="left",
+        border_style="dim",
+        height=EVENTS_SHOWN + 2,
+    )
 
 
 def _where(where: dict[str, str]) -> Text:

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-WEIR = (sys.executable, "-m", "controlplane.cli.main")
+from controlplane.dev.remote import ask
+
+WEIR = (sys.executable, "-P", "-m", "controlplane.cli.main")
 READY_S = 100.0
 """Generous: the machine may be busy with other tests. Nothing is asserted about speed."""
 SETTLED_S = 60.0
@@ -49,9 +51,9 @@ def eventually(condition: Callable[[], Any], what: str, deadline_s: float = SETT
 
 def get_json(address: str, path: str) -> Any:
     """GET JSON; None when nobody answers well."""
-    with contextlib.suppress(OSError, ValueError):
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=2) as answer:
-            return json.load(answer)
+    url = f"http://{address}{path}"
+    with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=2) as answer:
+        return json.load(answer)
     return None
 
 
@@ -116,11 +118,9 @@ class DevRun:
         """What topology.json says now."""
         return json.loads((self.state_dir / "topology.json").read_text())
 
-    def chaos(self, *args: str) -> dict[str, Any]:
-        """Do something to it and return the answer."""
-        done = weir("-o", "json", "chaos", *args, "--state-dir", str(self.state_dir))
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+    def chaos(self, action: str, **what: Any) -> dict[str, Any]:
+        """Do something to it, over the socket that the command uses, and return the answer."""
+        return ask(self.state_dir, {"action": action, **what})
 
     def plans(self) -> dict[str, dict[str, Any]]:
         """Replica -> the plan it serves, of those that answer."""
@@ -128,7 +128,7 @@ class DevRun:
         return {name: plan for name, plan in answers.items() if plan}
 
     def payments(self) -> dict[str, Any]:
-        """The payer's statistics."""
+        """Return the payer's statistics."""
         return eventually(
             lambda: get_json(self.topology["payer"]["http"], "/stats"), "the payer answers"
         )
@@ -159,7 +159,7 @@ class DevRun:
 
 @contextlib.contextmanager
 def running(state_dir: Path, *args: str) -> Iterator[DevRun]:
-    """A `weir dev` that is stopped at the end, whatever happens."""
+    """Run `weir dev` and stop it at the end, whatever happens."""
     run = DevRun(state_dir, *args)
     try:
         yield run

@@ -1,0 +1,252 @@
+"""The main job on real processes: a region dies, payments go on.
+
+One `weir dev` for the module; every test puts the topology back before it ends, so the order does
+not matter. Nothing here asserts a speed: `bench/failover.py` measures it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from controlplane.clock import SystemClock
+from controlplane.dev.ledger import double_charges
+from controlplane.dev.measure import ENVOY, Recorder, violations
+from tests.support.dev_run import QUICK_RETURN, DevRun, eventually, get_json, running, weir
+
+REACHED_S = 40.0
+CLOCK = SystemClock()
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevRun]:
+    """Run the local topology, whose regions come back quickly."""
+    policy = [word for pair in QUICK_RETURN for word in ("--policy", pair)]
+    with running(tmp_path_factory.mktemp("dev") / "state", "--load", "40", *policy) as run:
+        run.until_ready()
+        yield run
+
+
+@pytest.fixture
+def whole(dev: DevRun) -> Iterator[DevRun]:
+    """Give the topology with everything running, before and after the test."""
+    eventually(dev.settled, "everything runs")
+    yield dev
+    for region in dev.topology["regions"]:
+        dev.chaos("restore-region", region=region)
+    eventually(dev.settled, "everything runs again")
+
+
+@contextlib.asynccontextmanager
+async def recording(dev: DevRun) -> AsyncIterator[Recorder]:
+    """Record what replicas and Envoy say while the block runs."""
+    recorder = Recorder(dev.topology, CLOCK)
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(recorder.run())
+        await reached(lambda: all(map(recorder.latest, sources(dev))), "every source seen")
+        yield recorder
+        task.cancel()
+
+
+async def reached(condition: Any, what: str) -> None:
+    """Wait for something recorded."""
+    end_ms = CLOCK.monotonic_ms() + 1000 * REACHED_S
+    while not condition():
+        assert CLOCK.monotonic_ms() < end_ms, f"not within {REACHED_S:g} s: {what}"
+        await CLOCK.sleep_ms(20)
+
+
+def sources(dev: DevRun, *, without: str = "") -> list[str]:
+    """Everybody who obeys plans, except the replicas of one region."""
+    replicas = [r["id"] for r in dev.topology["replicas"] if r["region"] != without]
+    return [*replicas, ENVOY]
+
+
+def ledgers(dev: DevRun) -> list[Path]:
+    """Every region's ledger."""
+    return [Path(path) for path in dev.topology["ledgers"].values()]
+
+
+def pay(dev: DevRun, key: str) -> dict[str, Any]:
+    """One payment through Envoy."""
+    request = urllib.request.Request(
+        f"http://{dev.topology['envoy']['listener']}/v1/channels/alipay/payments",
+        data=json.dumps({"amount": 100, "currency": "CNY"}).encode(),
+        headers={"Idempotency-Key": key},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+def test_dev_is_really_ready(whole: DevRun) -> None:
+    """topology.json is complete, every process in it lives, every replica serves a plan whose
+    routes sum to 10,000, and a payment through Envoy is charged by a region of the plan."""
+    topology = whole.topology
+    assert topology["ready"] is True
+    assert set(topology["versions"]) == {"etcd", "redis", "envoy"}
+    assert len(topology["etcd"]) == 5
+    assert {r["region"] for r in topology["replicas"]} == {"east", "north", "south"}
+    pids = [pid for region in topology["regions"].values() for pid in region["pids"]]
+    pids += [topology["envoy"]["pid"], *(r["pid"] for r in topology["replicas"])]
+    for pid in pids:
+        os.kill(pid, 0)
+    for plan in whole.plans().values():
+        assert plan["epoch"] >= 1
+        for route in plan["routes"]:
+            assert sum(weight["weight_bp"] for weight in route["weights"]) == 10_000
+    answer = pay(whole, "test-ready")
+    assert answer["status"] == "succeeded"
+    assert answer["channel"] == "alipay"
+    assert answer["region"] in topology["regions"]
+    assert answer["payment_id"]
+
+
+@pytest.mark.parametrize("loss", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+async def test_region_lost_and_traffic_moves(whole: DevRun, loss: signal.Signals) -> None:
+    """East killed or hung with its replica, etcd members and Redis: every surviving replica and
+    Envoy give it nothing, payments flow elsewhere and none is charged twice; sums stay 10,000 and
+    epochs rise; restored, it carries payments again."""
+    async with recording(whole) as recorder:
+        lost_ms = CLOCK.monotonic_ms()
+        for pid in whole.topology["regions"]["east"]["pids"]:
+            os.kill(pid, loss)
+        for source in sources(whole, without="east"):
+            await reached(
+                lambda source=source: recorder.zero_since(source, "east", lost_ms),
+                f"{source} gives east nothing",
+            )
+        before = whole.payments()
+        await reached(
+            lambda: whole.payments()["sent"] >= before["sent"] + 40, "forty payments later"
+        )
+        assert pay(whole, f"test-{loss.name}")["region"] != "east"
+        after = whole.payments()
+        assert after["regions"]["east"] == before["regions"]["east"]
+        assert after["totals"]["succeeded"] > before["totals"]["succeeded"]
+
+        whole.chaos("restore-region", region="east")
+        await reached(
+            lambda: all(latest(recorder, s).share_bp("east") for s in sources(whole)),
+            "everybody gives east something again",
+        )
+        moved = whole.payments()["regions"]["east"]
+        await reached(lambda: whole.payments()["regions"]["east"] > moved, "east is paid again")
+    assert violations(recorder.seen) == []
+    assert double_charges(ledgers(whole)) == {}
+
+
+def latest(recorder: Recorder, source: str) -> Any:
+    """Return what a source said last."""
+    found = recorder.latest(source)
+    assert found is not None
+    return found
+
+
+async def test_every_replica_killed_and_payments_go_on(whole: DevRun) -> None:
+    """Without any replica Envoy goes on with the last plan: no payment fails that was sent
+    meanwhile. Started again, the replicas serve no older epoch."""
+    async with recording(whole) as recorder:
+        epoch = max(plan["epoch"] for plan in whole.plans().values())
+        for replica in whole.topology["replicas"]:
+            os.kill(replica["pid"], signal.SIGKILL)
+        eventually(lambda: not whole.plans(), "no replica answers")
+        before = whole.payments()
+        await reached(
+            lambda: whole.payments()["sent"] >= before["sent"] + 100, "a hundred payments later"
+        )
+        after = whole.payments()
+        for kind in ("failed", "unknown"):
+            assert after["totals"].get(kind, 0) == before["totals"].get(kind, 0)
+        for region in whole.topology["regions"]:
+            whole.chaos("restore-region", region=region)
+        eventually(whole.settled, "replicas are back")
+        assert min(plan["epoch"] for plan in whole.plans().values()) >= epoch
+    assert violations(recorder.seen) == []
+
+
+async def test_leader_killed_and_another_leads(whole: DevRun) -> None:
+    """kill-leader kills the replica that leads; another one leads in a higher term, weights of a
+    region that only lost its replica are kept."""
+    term = max(plan["term"] for plan in whole.plans().values())
+    killed = next(iter(whole.chaos("kill-leader")["processes"]))
+
+    def next_leader() -> bool:
+        statuses = [get_json(r["http"], "/api/status") for r in whole.topology["replicas"]]
+        return any(
+            s and s.get("leader") not in {"", None, killed} and int(s["term"]) > term
+            for s in statuses
+        )
+
+    eventually(next_leader, "another replica leads in a higher term")
+
+
+def test_degraded_channel_is_seen_by_the_payer_and_healed(whole: DevRun) -> None:
+    """degrade-channel makes a provider fail in one region: the payer sees clear failures there,
+    nothing is charged for them, heal-channel ends it."""
+    at = ("--state-dir", str(whole.state_dir))
+    fault = ("--channel", "alipay", "--region", "east", "--errors", "1")
+    done = weir("-o", "json", "chaos", "degrade-channel", *fault, *at)
+    assert json.loads(done.stdout)["regions"] == ["east"]
+    before = whole.payments()["totals"].get("failed", 0)
+    eventually(lambda: whole.payments()["totals"].get("failed", 0) > before, "a payment fails")
+    assert whole.chaos("list")["faults"][0]["errors"] == 1
+    assert whole.chaos("heal-channel", channel="alipay")["faults"] == {}
+    assert whole.chaos("list")["faults"] == []
+    assert double_charges(ledgers(whole)) == {}
+
+
+def test_redis_primary_killed_and_another_promoted(whole: DevRun) -> None:
+    """kill-redis kills the primary; Sentinel promotes a replica, and the old one comes back as a
+    replica of it, not as a second primary."""
+    killed = next(iter(whole.chaos("kill-redis")["processes"]))
+
+    def primaries() -> list[str]:
+        return [a for a in whole.topology["redis"]["all"] if "role:master" in redis_role(a)]
+
+    eventually(lambda: len(primaries()) == 1, "another Redis is primary")
+    region = killed.removeprefix("redis-")
+    whole.chaos("restore-region", region=region)
+    eventually(lambda: len(primaries()) == 1, "still one primary")
+
+
+def redis_role(address: str) -> str:
+    """INFO replication of one Redis; empty when it does not answer."""
+    host, port = address.split(":")
+    client = redis.Redis(host=host, port=int(port), socket_timeout=1)
+    try:
+        return f"role:{client.info('replication')['role']}"
+    except redis.RedisError:
+        return ""
+    finally:
+        client.close()
+
+
+def test_refused_actions_change_nothing(whole: DevRun) -> None:
+    """Unknown regions, channels and figures are usage errors (exit 2) that name what is known;
+    isolate-region is refused (exit 3) and says what to do instead."""
+    at = ("--state-dir", str(whole.state_dir))
+    cases = [
+        (("kill-region", "--region", "west"), 2, "east, north, south"),
+        (("kill-region",), 2, "--region"),
+        (("degrade-channel", "--channel", "nopay"), 2, "alipay"),
+        (("degrade-channel", "--channel", "alipay", "--errors", "1.5"), 2, "errors"),
+        (("degrade-channel", "--channel", "unionpay", "--region", "south"), 2, "south"),
+        (("explode",), 2, "kill-region"),
+        (("kill-region", "--region", "east", "--for", "-1"), 2, "--for"),
+        (("isolate-region", "--region", "east"), 3, "laboratory"),
+    ]
+    for args, code, said in cases:
+        done = weir("chaos", *args, *at)
+        assert (done.returncode, said in done.stderr) == (code, True), (args, done.stderr)
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert whole.settled()

@@ -23,7 +23,7 @@ ACTIONS: Mapping[str, str] = {
     "kill-region": "SIGKILL everything of a region: replica, agent, gateway, etcd, Redis",
     "hang-region": "SIGSTOP everything of a region: sockets stay open, nobody answers",
     "isolate-region": "cut a region's network (only in the laboratory: `make chaos`)",
-    "restore-region": "wake what hangs and start what is dead in a region",
+    "restore-region": "wake what hangs and start what is dead, in one region or in all",
     "degrade-channel": "make a provider fail and slow down, in one region or everywhere",
     "heal-channel": "end what degrade-channel began",
     "kill-leader": "SIGKILL the replica that leads",
@@ -138,7 +138,8 @@ class Chaos:
         )
 
     async def _restore_region(self, request: Request) -> tuple[dict[str, Any], None]:
-        batch = self._cluster.of_region(self._region(request))
+        regions = [self._region(request)] if request.region else self._cluster.layout.regions
+        batch = [member for region in regions for member in self._cluster.of_region(region)]
         hung = [m.name for m in batch if m.state is State.HUNG]
         started = await self._cluster.restart(batch)
         return {"woken": hung, "started": started}, None

@@ -142,6 +142,6 @@ def _is_free(port: int) -> bool:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind(("127.0.0.1", port))
-        except OSError:
+        except (OSError, OverflowError):  # in use, or beyond 65535
             return False
     return True

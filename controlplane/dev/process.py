@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import shutil
 import signal
 import socket
@@ -23,6 +24,9 @@ from controlplane.model.errors import WeirError
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
+PORTS = (12_000, 30_000)
+"""Where free ports are drawn: above the well-known ones, below the kernel's ephemeral range."""
+PORT_DRAWS = 10_000
 STOP_GRACE_S = 5.0
 """How long a child may take to end after SIGTERM before it is killed."""
 
@@ -69,22 +73,34 @@ def find_binary(name: str, *, hint: str = "") -> str:
 
 def free_port() -> int:
     """Return a TCP port of the loopback interface that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
-    """Return distinct free ports."""
-    socks = [socket.socket() for _ in range(count)]
-    try:
-        for sock in socks:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in socks]
-    finally:
-        for sock in socks:
-            sock.close()
+    """Return distinct free ports, all below the range of outgoing connections.
+
+    A server that is killed must find its port free when it comes back: from the ephemeral range a
+    client's own connection (even to that very port) could have taken it.
+    """
+    draw = random.SystemRandom()
+    ports: list[int] = []
+    for _ in range(PORT_DRAWS):
+        port = draw.randrange(*PORTS)
+        if port not in ports and _is_free(port):
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise WeirError(f"no {count} free ports in {PORTS[0]} to {PORTS[1]}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def _die_with_parent(parent: int) -> None:  # runs in the child, between fork and exec

@@ -22,6 +22,8 @@ import redis
 from controlplane.clock import SystemClock
 from controlplane.dev.ledger import double_charges
 from controlplane.dev.measure import ENVOY, Recorder, violations
+from controlplane.dev.remote import ask
+from controlplane.model.errors import InvalidInputError
 from tests.support.dev_run import QUICK_RETURN, DevRun, eventually, get_json, running, weir
 
 REACHED_S = 40.0
@@ -42,8 +44,7 @@ def whole(dev: DevRun) -> Iterator[DevRun]:
     """Give the topology with everything running, before and after the test."""
     eventually(dev.settled, "everything runs")
     yield dev
-    for region in dev.topology["regions"]:
-        dev.chaos("restore-region", region=region)
+    dev.chaos("restore-region")
     eventually(dev.settled, "everything runs again")
 
 
@@ -167,8 +168,7 @@ async def test_every_replica_killed_and_payments_go_on(whole: DevRun) -> None:
         after = whole.payments()
         for kind in ("failed", "unknown"):
             assert after["totals"].get(kind, 0) == before["totals"].get(kind, 0)
-        for region in whole.topology["regions"]:
-            whole.chaos("restore-region", region=region)
+        whole.chaos("restore-region")
         eventually(whole.settled, "replicas are back")
         assert min(plan["epoch"] for plan in whole.plans().values()) >= epoch
     assert violations(recorder.seen) == []
@@ -234,19 +234,22 @@ def redis_role(address: str) -> str:
 def test_refused_actions_change_nothing(whole: DevRun) -> None:
     """Unknown regions, channels and figures are usage errors (exit 2) that name what is known;
     isolate-region is refused (exit 3) and says what to do instead."""
-    at = ("--state-dir", str(whole.state_dir))
-    cases = [
-        (("kill-region", "--region", "west"), 2, "east, north, south"),
-        (("kill-region",), 2, "--region"),
-        (("degrade-channel", "--channel", "nopay"), 2, "alipay"),
-        (("degrade-channel", "--channel", "alipay", "--errors", "1.5"), 2, "errors"),
-        (("degrade-channel", "--channel", "unionpay", "--region", "south"), 2, "south"),
-        (("explode",), 2, "kill-region"),
-        (("kill-region", "--region", "east", "--for", "-1"), 2, "--for"),
-        (("isolate-region", "--region", "east"), 3, "laboratory"),
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"action": "kill-region"}, "--region"),
+        ({"action": "degrade-channel", "channel": "nopay"}, "alipay"),
+        ({"action": "degrade-channel", "channel": "alipay", "faults": {"errors": 1.5}}, "errors"),
+        ({"action": "degrade-channel", "channel": "unionpay", "region": "south"}, "south"),
+        ({"action": "explode"}, "kill-region"),
+        ({"action": "kill-region", "region": "east", "for_s": -1}, "--for"),
     ]
-    for args, code, said in cases:
-        done = weir("chaos", *args, *at)
+    for request, said in refused:
+        with pytest.raises(InvalidInputError, match=said):
+            ask(whole.state_dir, request)
+    for args, code, said in (
+        (("kill-region", "--region", "west"), 2, "east, north, south"),
+        (("isolate-region", "--region", "east"), 3, "laboratory"),
+    ):
+        done = weir("chaos", *args, "--state-dir", str(whole.state_dir))
         assert (done.returncode, said in done.stderr) == (code, True), (args, done.stderr)
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert whole.settled()

@@ -63,8 +63,9 @@ async def main() -> None:
                 tried += sum(done)
             kv = await EtcdClient.connect(etcd.endpoints)
             for group in groups:
-                events = await read_history(kv, group.cluster)
-                violations += check(events, group.cluster, [p.history() for p in group.processes])
+                logs = [list(process.history()) for process in group.processes]
+                events = await read_history(kv, group.cluster)  # later than the logs
+                violations += check(events, group.cluster, logs)
             await kv.aclose()
         finally:
             for group in groups:

@@ -20,9 +20,10 @@ FAST = {"tick_ms": 50, "rules": {"takeover_after_ms": 600, "demote_after_ms": 50
 
 async def judge(kv: EtcdClient, replicas: Replicas) -> list[str]:
     """Read the history back and check it against what the processes say."""
-    events = await read_history(kv, replicas.cluster)
+    logs = [list(process.history()) for process in replicas.processes]
+    events = await read_history(kv, replicas.cluster)  # later than the logs: they go on writing
     assert len(events) > 20, "nothing happened"
-    return check(events, replicas.cluster, [process.history() for process in replicas.processes])
+    return check(events, replicas.cluster, logs)
 
 
 async def test_kills_and_stops_never_interleave_terms(kv: EtcdClient, replicas: Replicas) -> None:

@@ -68,7 +68,7 @@ async def kv(shared_etcd: EtcdCluster) -> AsyncIterator[EtcdClient]:
 @pytest.fixture
 async def own_kv(own_etcd: EtcdCluster) -> AsyncIterator[EtcdClient]:
     """Return a client of this test's own members."""
-    client = await EtcdClient.connect(own_etcd.endpoints, options=EtcdOptions(call_ms=4000))
+    client = await EtcdClient.connect(own_etcd.endpoints, options=EtcdOptions(call_ms=20_000))
     yield client
     await client.aclose()
 
@@ -98,6 +98,15 @@ def etcdctl(endpoints: Sequence[str], *args: str) -> str:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, f"{args}: {done.stderr}"
     return done.stdout
+
+
+def etcdctl_ok(endpoints: Sequence[str], *args: str) -> bool:
+    """Run etcdctl; whether it succeeded."""
+    try:
+        etcdctl(endpoints, *args)
+    except AssertionError:
+        return False
+    return True
 
 
 def restore(cluster: EtcdCluster, snapshot: Path) -> None:

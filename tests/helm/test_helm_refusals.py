@@ -27,6 +27,8 @@ REFUSALS: list[tuple[str, Json, Json, str]] = [
     ("plaintext by accident", MINIMAL, {"config": {"server": {"allow_plaintext": False}}},
      "needs config.server.allow_plaintext: true"),
     ("no certificate", MINIMAL, {"tls": {"mode": "existingSecret"}}, "ca.crt, tls.crt and tls.key"),
+    ("agents without a certificate", MINIMAL, {"tls": {"mode": "existingSecret", "existingSecret": "x"}},
+     "tls.agentExistingSecret"),
     ("no issuer", MINIMAL, {"tls": {"mode": "certManager"}}, "issuerRef.name"),
     ("issuer of one namespace", example("east"), {"tls": {"certManager": {"issuerRef": {"kind": "Issuer"}}}},
      "needs a ClusterIssuer"),

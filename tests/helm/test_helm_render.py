@@ -154,6 +154,7 @@ def _other(path: tuple[str, ...], node: Json, now: Any) -> list[Any]:
         "sidecar.planListener": ["127.0.0.1:12345"],
         "nameOverride": ["other"],
         "controlPlane.replicas": [2],
+        "tls.certManager.clients": [[{"name": "other", "role": "viewer"}]],
     }
     if ".".join(path) in samples:
         return samples[".".join(path)]

@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from controlplane import config
+from controlplane.adapters.identity import parse_spiffe
+from controlplane.model.permissions import RoleName
 from tests.helm.charts import CASES, ROOT, Harness, Json, Release, Workload, matches
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
@@ -126,6 +128,26 @@ def test_replicas_are_the_configured_ones(release: Release) -> None:
             hosts = {r.grpc.rpartition(":")[0] for r in replicas}
             assert hosts <= set(certificate["spec"]["dnsNames"])
             assert {"server auth", "client auth"} <= set(certificate["spec"]["usages"])
+
+
+def test_certificates_say_who_is_who(release: Release) -> None:
+    """Each certificate's URI is read by the servers as the role and region it is made for, and only
+    the replicas' may serve."""
+    for certificate in release.of("Certificate"):
+        (uri,) = certificate["spec"]["uris"]
+        name = certificate["metadata"]["name"]
+        identity = parse_spiffe(uri)
+        assert identity is not None, uri
+        (role,) = identity.roles
+        regional = {"server": RoleName.REPLICA, "agent": RoleName.AGENT}
+        kind = name.removeprefix(f"{release.name}-")
+        if kind in regional:
+            assert role is regional[kind]
+            assert identity.region == config.parse(release.config_text()).cluster.region
+        else:
+            assert role is RoleName.OPERATOR
+            assert identity.region is None
+        assert ("server auth" in certificate["spec"]["usages"]) is (kind == "server")
 
 
 def test_configuration_passes_the_daemons_own_check(

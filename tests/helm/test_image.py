@@ -43,7 +43,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("image")
     source, out = root / "src", root / "opt"
     source.mkdir()
-    uv = shutil.which("uv")
+    uv = os.environ.get("UV") or shutil.which("uv")  # `uv run` names itself
     assert uv, "uv is needed, as `make test` installs it"
     settings = {"UV_PROJECT_ENVIRONMENT": str(out), "UV_PYTHON_DOWNLOADS": "never"}
     for word, rest in stages()[0]:

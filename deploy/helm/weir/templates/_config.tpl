@@ -98,6 +98,9 @@ follow from other values. The result passes `weir check-config`.
 {{- if and (eq $tls.mode "existingSecret") (not $tls.existingSecret) -}}
 {{- fail "tls.existingSecret: name a Secret with ca.crt, tls.crt and tls.key, or set tls.mode to certManager or none" -}}
 {{- end -}}
+{{- if and (eq $tls.mode "existingSecret") (not $tls.agentExistingSecret) -}}
+{{- fail "tls.agentExistingSecret: agents need a certificate of their own, whose URI names the role agent" -}}
+{{- end -}}
 {{- if eq $tls.mode "certManager" -}}
 {{- if not $tls.certManager.issuerRef.name -}}
 {{- fail "tls.certManager.issuerRef.name: name the issuer" -}}

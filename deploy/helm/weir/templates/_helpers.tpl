@@ -57,7 +57,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if eq .Values.tls.mode "certManager" -}}
 {{ include "weir.fullname" . }}-agent-tls
 {{- else -}}
-{{ default .Values.tls.existingSecret .Values.tls.agentExistingSecret }}
+{{ .Values.tls.agentExistingSecret }}
 {{- end -}}
 {{- end -}}
 
@@ -139,7 +139,8 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* Lets `weir status` and the other commands work in a shell of the pod. */}}
+{{/* Lets the commands find the replicas in a shell of the pod; with TLS they need a client's
+     certificate too, since a replica's own may not read or change anything. */}}
 {{- define "weir.clientEnv" -}}
 {{- $servers := list -}}
 {{- range (get .Values.config.regions .Values.region).replicas -}}
@@ -147,10 +148,4 @@ topologySpreadConstraints:
 {{- end -}}
 - name: WEIR_SERVER
   value: {{ join "," $servers }}
-{{- if ne .Values.tls.mode "none" }}
-{{- range $name, $file := dict "CA" "ca.crt" "CERT" "tls.crt" "KEY" "tls.key" }}
-- name: WEIR_{{ $name }}_FILE
-  value: /etc/weir-tls/{{ $file }}
-{{- end }}
-{{- end }}
 {{- end -}}

@@ -146,7 +146,7 @@ class RedisLink:
         broke. Raises UnavailableError at once while there is no link or too much is in flight.
         """
         wire = self._wire
-        if wire is None:
+        if wire is None or wire.closed.done():
             raise UnavailableError(f"redis {self.address}: {self._problem}")
         if len(wire.waiting) >= IN_FLIGHT_MAX:
             raise UnavailableError(f"redis {self.address}: {IN_FLIGHT_MAX} calls in flight")

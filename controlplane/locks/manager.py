@@ -11,7 +11,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 from controlplane.clock import Clock, SystemClock, seeded
 from controlplane.locks import codec
@@ -34,6 +34,7 @@ from controlplane.locks.runner import Link, Scripts
 from controlplane.locks.scripts import Script
 from controlplane.locks.statistics import Statistics
 from controlplane.locks.token import Token
+from controlplane.locks.watching import Watches
 from controlplane.model.errors import UnavailableError
 from controlplane.ports import KeyValueStore
 
@@ -81,6 +82,7 @@ class LockManager:
         self._link = redis
         self._wait_replicas = wait_replicas
         self._channel = self.scripts.keys.channel(uuid.uuid4().hex)
+        self._watches = Watches(redis, self.scripts, self.clock)
         redis.subscribe(self._channel.encode(), self._told)
         self.keeper = Keeper(
             self.scripts, self.register, self.lineage, limits=self.limits, clock=self.clock,
@@ -233,6 +235,14 @@ class LockManager:
         reply = await self.scripts.run("force", name, self.lineage.floor, text)
         return bool(reply[0] == b"forced")
 
+    def watch(self, name: str) -> AsyncIterator[LockState]:
+        """Yield the lock now and after every change, until the iterator is closed.
+
+        UnavailableError ends it when Redis does not answer.
+        """
+        check_name(name)
+        return self._watches.follow(name, self.inspect)
+
     # --- what acquisitions need -------------------------------------------------------------------
 
     async def ask(self, ask: codec.Ask, sent_ms: int) -> codec.Answer:
@@ -310,17 +320,6 @@ class LockManager:
         for waiting in self.hand_offs.values():
             if not waiting.done():
                 waiting.set_result(None)
-
-    def watch_changes(self, name: str, handler: Callable[[bytes], None]) -> Any:
-        """Hear of changes of a lock; call the result to stop. Changes are published only while
-        `keep_watching` is called now and then."""
-        channel = self.scripts.keys.changes(name).encode()
-        self._link.subscribe(channel, handler)
-        return lambda: self._link.unsubscribe(channel)
-
-    async def keep_watching(self, for_ms: int) -> None:
-        """Ask the scripts to publish changes for a while."""
-        await self.scripts.run("watch", None, for_ms)
 
 
 def _literal(text: str) -> str:

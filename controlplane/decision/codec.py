@@ -119,6 +119,9 @@ def _build_plain(hint: Any, data: Any) -> Any:
         return float(data)
     if isinstance(hint, type) and issubclass(hint, Enum):
         return hint(data)
+    if isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields"):
+        kinds = _hints(hint)
+        return hint(*(_build(kinds[n], v) for n, v in zip(hint._fields, data, strict=True)))
     if not isinstance(data, hint):
         raise TypeError(f"expected {hint}, found {data!r}")
     return data

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from controlplane.decision.state import BreakerMemory, RegionMemory, State
+from controlplane.decision.state import RegionMemory, State
 from controlplane.decision.votes import Opinion, Views
 from controlplane.model.ids import RegionName
 from controlplane.model.plan import Breaker, Phase
@@ -35,6 +35,12 @@ from controlplane.model.topology import Policy, Topology
 BROWN_OUT_SHARE: Final = 0.5
 BROWN_OUT_SAMPLES: Final = 8
 """Probes a vantage must have made recently to have a say on loss."""
+LATE_MS: Final = 1500
+"""A report older than this is late: two were missed."""
+INGRESS_FACTOR: Final = 2
+"""A region that reports is alive: its ingress alone takes twice the time and the evidence."""
+LATE_LONG_MS: Final = 7000
+LOSSY: Final = 0.3
 WILSON_Z: Final = 2.576
 """99 % two-sided."""
 LONGEST_SYMPTOM_MS: Final = 60_000
@@ -61,14 +67,31 @@ class Assessment:
 
 
 def assess(
-    topology: Topology, state: State, views: Views, now_ms: int
+    topology: Topology, state: State, views: Views, leader: RegionName | None, now_ms: int
 ) -> dict[RegionName, Assessment]:
     """Judge every region on its own; interplay between regions is the phases' business."""
     egress = _egress(topology, state)
+    doubt = _self_doubt(state, views, leader)
     return {
-        name: _assess(name, topology.policy, state, views, egress.get(name), now_ms)
+        name: _assess(name, topology.policy, state, views, egress.get(name), doubt, now_ms)
         for name in state.regions
     }
+
+
+def _self_doubt(state: State, views: Views, leader: RegionName | None) -> bool:
+    """Tell whether all other regions became late together: then the leader is the likelier cause.
+
+    A region that has been silent for long is no sign of it: it is away on its own account.
+    """
+    if leader is None or len(state.regions) < 3:  # noqa: PLR2004 - of two, one other is all
+        return False
+    links = [views.links[f"{name}>{name}"] for name in state.regions if name != leader]
+    ages = [link.age_ms for link in links if link.age_ms is not None]
+    if any(age_ms <= LATE_MS for age_ms in ages):
+        return False
+    # a link that loses much anyway is late by itself
+    recent = [k for k in links if k.age_ms is not None and k.age_ms < LATE_LONG_MS]
+    return sum(link.loss < LOSSY for link in recent) > 1
 
 
 def leader_cut_off(views: Views, state: State, leader: RegionName | None) -> bool:
@@ -92,6 +115,7 @@ def _assess(
     state: State,
     views: Views,
     egress: str | None,
+    doubt: bool,
     now_ms: int,
 ) -> Assessment:
     opinions = views.opinions[name]
@@ -112,15 +136,22 @@ def _assess(
         failing = any(views.links[f"{v}>{name}"].failures for v in opinions)
         suspect = (
             failing
+            and not doubt
             and life_ms >= policy.suspect_after_ms
             and surprise >= policy.suspect_evidence_nats
         )
-        fail = downs >= 1 and surprise >= policy.fail_evidence_nats
+        # any sign of life since the suspicion began starts the wait again
+        quiet = life_ms >= policy.suspicion_min_ms
+        fail = downs >= 1 and quiet and surprise >= policy.fail_evidence_nats
     elif reporting and downs and downs == len(opinions) and downs >= witnesses:
         kind = "ingress"
         cause = f"reports, but {downs} of {downs} vantages cannot reach it"
-        suspect = surprise >= policy.suspect_evidence_nats
-        fail = surprise >= policy.fail_evidence_nats
+        unreached, life_ms = views.unreached[name]
+        suspect = (
+            life_ms >= INGRESS_FACTOR * policy.suspect_after_ms
+            and unreached >= policy.suspect_evidence_nats
+        )
+        fail = unreached >= policy.fail_evidence_nats
     elif reporting and (lost := _brown_out(name, views, witnesses)) is not None:
         kind, suspect, fail = "brown_out", True, True
         cause = f"loses at least {lost:.0%} of the probes of {len(opinions)} vantages"

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from controlplane.decision.phases import available_bp
 from controlplane.decision.smoothing import approach, round_columns
 from controlplane.decision.state import BreakerMemory, Memory, State
-from controlplane.decision.weights import Target, Trace, _untraced, override_row, target
+from controlplane.decision.weights import Target, Trace, override_row, target, untraced
 from controlplane.decision.world import World
 from controlplane.model.ids import FULL_BP, ChannelName, RegionName
 from controlplane.model.intents import Intents
@@ -140,7 +140,7 @@ def cell_table(world: World, memory: Memory) -> Table:
 
 
 def wanted(
-    world: World, state: State, memory: Memory, limits: Constraints, trace: Trace = _untraced
+    world: World, state: State, memory: Memory, limits: Constraints, trace: Trace = untraced
 ) -> tuple[Target, Table]:
     """Return the target of the rules and the breakers' table it rests on."""
     shape = (len(world.region_index), len(world.channel_index))
@@ -156,7 +156,7 @@ def weigh(
     memory: Memory,
     limits: Constraints,
     intents: Intents,
-    trace: Trace = _untraced,
+    trace: Trace = untraced,
 ) -> Weights:
     """Compute this tick's weights from the present ones, the target and the limits on movement."""
     policy = world.topology.policy
@@ -183,7 +183,9 @@ def weigh(
     used = current @ world.load.demand / FULL_BP
     overloaded = (used > world.load.capacity) & (world.load.capacity > 0)
     heavy = ((goal < current) & overloaded[:, None]).any(axis=0)
-    jump = empty | (lost | closed).any(axis=0) | heavy | fixed | aim.orphans
+    outage = np.zeros(shape[1], dtype=np.bool_)
+    outage[[world.channel_index[name] for name in memory.outages]] = True
+    jump = empty | (lost | closed).any(axis=0) | heavy | fixed | aim.orphans | outage
     weight = approach(current, goal, jump, policy.step_limit_bp, policy.dead_band_bp)
     return _arrived(weight, aim, goal, settled=bool(np.all(weight == current)))
 

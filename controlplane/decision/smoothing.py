@@ -30,7 +30,7 @@ def round_columns(share: Table) -> Table:
         return whole
     rest = np.where(share > 0, exact - whole, -1.0)
     rank = np.argsort(np.argsort(-rest, axis=0, kind="stable"), axis=0, kind="stable")
-    return whole + (rank < short)
+    return np.asarray(whole + (rank < short), dtype=np.float64)
 
 
 def approach(

@@ -117,7 +117,7 @@ class Memory:
     plan: Plan | None = None
     regions: Mapping[RegionName, RegionMemory] = field(default_factory=dict)
     # "vantage>target"
-    links: Mapping[str, tuple[int | None, int, float, float, float]] = field(default_factory=dict)
+    links: Mapping[str, Link] = field(default_factory=dict)
     # "region/channel"
     breakers: Mapping[str, BreakerMemory] = field(default_factory=dict)
     outages: tuple[ChannelName, ...] = ()
@@ -131,6 +131,8 @@ class Memory:
     tilt_ms: int = 0
     frozen: bool = False
     panic: bool = False
+    # the leader hears nobody: since when, and long enough to say so
+    alone_ms: int | None = None
     cut_off: bool = False
     unwell: tuple[RegionName, ...] = ()
     refused_epoch: int = 0
@@ -211,7 +213,7 @@ class State:
         The ages of links are forgotten as bounds: they guard against this process's own pauses, and
         the new leader was awake.
         """
-        links = {key: (None, *link[1:]) for key, link in self.memory.links.items()}
+        links = {key: Link(*link)._replace(age_ms=None) for key, link in self.memory.links.items()}
         return replace(self, memory=replace(self.memory, clock_ms=None, links=links))
 
     def aligned(self, topology: Topology) -> State:
@@ -256,8 +258,9 @@ def fresh_columns(topology: Topology) -> dict[str, Column]:
     """Return the columns of cells that were never observed."""
     size = len(topology.regions) * len(topology.channels)
     columns: dict[str, Column] = {name: np.zeros(size) for name in COLUMNS}
-    columns["error_base"] += 0.02
-    columns["slow_base"] += 0.02
+    # a little pessimistic until something is learned: a cell that always fails 5 % must not trip
+    columns["error_base"] += 0.05
+    columns["slow_base"] += 0.05
     columns["tilt"] += 1.0
     columns["traffic_ms"] -= 1e12
     medians = [4.0 * np.log2(max(1, channel.p50_ms)) for channel in topology.channels]

@@ -26,8 +26,9 @@ from typing import Final
 import numpy as np
 
 from controlplane.decision import failovers, planning
+from controlplane.decision.circuits import advance_cells
 from controlplane.decision.detector import assess, leader_cut_off
-from controlplane.decision.phases import Removals, advance
+from controlplane.decision.phases import Removals, advance, available_bp
 from controlplane.decision.reasons import reasons
 from controlplane.decision.state import Memory, State
 from controlplane.decision.votes import Views, observe
@@ -50,6 +51,8 @@ HIGHEST_EPOCH: Final = 1 << 53
 EPOCH_JUMP: Final = 1_000_000_000
 """An epoch this far above ours is no plan's epoch."""
 HOUR_MS: Final = 3_600_000
+CUT_OFF_MS: Final = 2000
+"""A leader alone this long resigns; until then it only holds still."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,8 @@ def step(
     state = replace(state, memory=memory)
     memory = _regions(world, state, views, evidence, intents, events)
     state = replace(state, memory=memory)
+    drained = planning.honoured_drains(world, intents)
+    state = advance_cells(world, state, evidence, passed_ms, drained, events)
     state = _plan(world, state, intents, evidence, events)
     memory = state.memory
     assert memory.plan is not None
@@ -109,7 +114,9 @@ def _regions(
 ) -> Memory:
     memory, policy = state.memory, world.topology.policy
     now_ms = memory.now_ms
-    cut_off = leader_cut_off(views, state, evidence.leader_region)
+    alone = leader_cut_off(views, state, evidence.leader_region)
+    alone_ms = (now_ms if memory.alone_ms is None else memory.alone_ms) if alone else None
+    cut_off = alone_ms is not None and now_ms - alone_ms >= CUT_OFF_MS
     frozen = intents.freeze is not None
     if cut_off and not memory.cut_off:
         text = "every other region is silent and nobody is reached: the leader is cut off, resigns"
@@ -118,7 +125,7 @@ def _regions(
         text = f"frozen: {intents.freeze.reason}" if intents.freeze else "no longer frozen"
         events.append(Event(kind="frozen" if frozen else "unfrozen", message=text))
     hold = ""
-    if cut_off:
+    if alone:
         hold = "the leader is cut off"
     elif frozen:
         hold = "frozen by an operator"
@@ -128,7 +135,7 @@ def _regions(
     serving = {
         name
         for name in state.regions
-        if name not in drained and planning.available_bp(memory.regions[name], policy) > 0
+        if name not in drained and available_bp(memory.regions[name], policy) > 0
     }
     log = [(at, name) for at, name in memory.removals if now_ms - at < HOUR_MS]
     removals = Removals(
@@ -139,7 +146,7 @@ def _regions(
         serving=serving,
         hold=hold,
     )
-    seen = assess(world.topology, state, views, now_ms)
+    seen = assess(world.topology, state, views, evidence.leader_region, now_ms)
     regions = {
         name: advance(name, memory.regions[name], seen[name], intents, removals, events)
         for name in state.regions
@@ -147,10 +154,11 @@ def _regions(
     return replace(
         memory,
         regions=regions,
-        links={key: tuple(link) for key, link in views.links.items()},
+        links=views.links,
         removals=tuple(removals.log),
         unwell=tuple(sorted(views.unwell)),
         frozen=frozen,
+        alone_ms=alone_ms,
         cut_off=cut_off,
     )
 

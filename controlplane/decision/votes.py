@@ -23,7 +23,7 @@ never had a success counts failures only once the target has been seen, or after
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -33,8 +33,13 @@ from controlplane.model.evidence import Evidence, RegionEvidence
 from controlplane.model.ids import RegionName
 from controlplane.model.topology import Policy
 
-LOSS_MEMORY: Final = 1.0 / 16.0
-"""Weight of one sample in a link's usual loss: about sixteen samples are remembered."""
+LOSS_MEMORY: Final = 1.0 / 4.0
+"""Weight of one sample in a link's usual loss: short, because losses come in bursts."""
+UNKNOWN: Final = Link()
+NEVER_MS: Final = 1 << 40
+"""Age of a sign of life that there never was."""
+WEATHER_NATS: Final = -math.log(0.8)
+"""What a failure means on a link in the middle of a burst."""
 LOSS_LEAST: Final = 0.05
 LOSS_MOST: Final = 0.95
 RECENT_MS: Final = 30_000
@@ -71,6 +76,8 @@ class Views:
     opinions: Mapping[RegionName, Mapping[RegionName, Opinion]]
     surprise: Mapping[RegionName, float]
     life_age_ms: Mapping[RegionName, int]
+    # the same two by the vantages alone, without the region's own reports
+    unreached: Mapping[RegionName, tuple[float, int]]
 
 
 def observe(state: State, evidence: Evidence, policy: Policy, passed_ms: int) -> Views:
@@ -115,10 +122,13 @@ def observe(state: State, evidence: Evidence, policy: Policy, passed_ms: int) ->
     opinions, void = _opinions(names, links, frozenset(silent | unwell), policy)
     surprise: dict[RegionName, float] = {}
     life: dict[RegionName, int] = {}
+    unreached: dict[RegionName, tuple[float, int]] = {}
     for target in names:
-        eligible = opinions[target]
-        surprise[target] = _surprise(target, links, eligible, policy)
-        life[target] = _life_age(target, links, eligible)
+        outside = [links[f"{vantage}>{target}"] for vantage in opinions[target]]
+        own = links[f"{target}>{target}"]
+        inside = [own] if own.age_ms is not None else []
+        surprise[target], life[target] = _surprise(inside, outside, policy)
+        unreached[target] = _surprise([], outside, policy)
     return Views(
         links=links,
         silent=frozenset(silent),
@@ -127,13 +137,14 @@ def observe(state: State, evidence: Evidence, policy: Policy, passed_ms: int) ->
         opinions=opinions,
         surprise=surprise,
         life_age_ms=life,
+        unreached=unreached,
     )
 
 
 def votes(state: State, region: RegionName, policy: Policy | None = None) -> tuple[Vote, ...]:
     """Return the votes on a region as the last step saw them, sorted by vantage, voids included."""
     policy = policy or Policy()
-    links = {key: Link(*link) for key, link in state.memory.links.items()}
+    links = {**{k: UNKNOWN for k in _keys(state.regions)}, **state.memory.links}
     silent: set[RegionName] = set(state.memory.unwell)
     for name in state.regions:
         age_ms = links.get(f"{name}>{name}", Link()).age_ms
@@ -157,9 +168,12 @@ def votes(state: State, region: RegionName, policy: Policy | None = None) -> tup
     return tuple(out)
 
 
-def _link(links: Mapping[str, tuple[int | None, int, float, float, float]], key: str) -> Link:
-    held = links.get(key)
-    return Link() if held is None else Link(*held)
+def _link(links: Mapping[str, Link], key: str) -> Link:
+    return links.get(key, UNKNOWN)
+
+
+def _keys(names: tuple[RegionName, ...]) -> list[str]:
+    return [f"{vantage}>{target}" for vantage in names for target in names]
 
 
 def _bounded(told: int | None, held: int | None, passed_ms: int) -> int | None:
@@ -271,29 +285,29 @@ def _blames_everyone(
 
 
 def _surprise(
-    target: RegionName,
-    links: Mapping[str, Link],
-    eligible: Mapping[RegionName, Opinion],
-    policy: Policy,
-) -> float:
-    """Nats of surprise in the present run of failures; reports count once they are overdue."""
-    own = links[f"{target}>{target}"]
-    total = own.failures * _nats(own.loss) if own.age_ms is not None else 0.0
-    for vantage in eligible:
-        link = links[f"{vantage}>{target}"]
-        total += link.failures * _nats(link.loss)
-    return total
+    inside: Sequence[Link], outside: Sequence[Link], policy: Policy
+) -> tuple[float, int]:
+    """Nats of surprise in the present runs of failures, and ms since the last success of any link.
+
+    When a region dies, everything fails at once. Failures from *before* the last sign of life
+    (another link's success, a report) are weather, not death, and count against it.
+    """
+    ages = [link.age_ms for link in (*inside, *outside) if link.age_ms is not None]
+    life_ms = min(ages) if ages else NEVER_MS
+    total = 0.0
+    for links, interval_ms in (
+        (inside, policy.report_interval_ms),
+        (outside, policy.ingress_interval_ms),
+    ):
+        since_life = life_ms / interval_ms + 0.5
+        for link in links:
+            if link.failures:
+                nats = _nats(link.loss)
+                earlier = max(0.0, link.failures - since_life)
+                total += (link.failures - earlier) * nats
+                total -= earlier * max(0.0, nats - WEATHER_NATS)
+    return total, life_ms
 
 
 def _nats(loss: float) -> float:
     return -math.log(min(LOSS_MOST, max(LOSS_LEAST, loss)))
-
-
-def _life_age(
-    target: RegionName, links: Mapping[str, Link], eligible: Mapping[RegionName, Opinion]
-) -> int:
-    """Ms since the last sign of life: a report, or an eligible vantage's answered probe."""
-    ages = [links[f"{target}>{target}"].age_ms]
-    ages.extend(links[f"{vantage}>{target}"].age_ms for vantage in eligible)
-    known = [age_ms for age_ms in ages if age_ms is not None]
-    return min(known) if known else 1 << 40

@@ -83,7 +83,8 @@ class Target:
 Trace = Callable[[str, Table], None]
 
 
-def _untraced(rule: str, share: Table) -> None:
+def untraced(rule: str, share: Table) -> None:
+    """Trace nothing."""
     del rule, share
 
 
@@ -93,7 +94,7 @@ def target(
     cell: Table,
     tilt: Table,
     utilisation_limit: float,
-    trace: Trace = _untraced,
+    trace: Trace = untraced,
 ) -> Target:
     """Apply rules 1 to 8.
 
@@ -113,10 +114,10 @@ def target(
     trace("phase", share)
     usable = load.serves & (available[:, None] > 0) & (cell >= 1.0)
     share = np.minimum(share, cell)
-    orphans = ~(usable.any(axis=0))
+    orphans: Mask = np.asarray(~usable.any(axis=0))
     # where only trickles are left, they are all there is
     usable |= orphans & load.serves & (available[:, None] > 0) & (cell > 0)
-    orphans = ~(usable.any(axis=0))
+    orphans = np.asarray(~usable.any(axis=0))
     trace("breaker", share)
     share = share * tilt
     trace("tilt", share)
@@ -166,13 +167,13 @@ def _equalise(load: Load, share: Table, usable: Mask, available: Table) -> Table
     alone = (total <= LEAST) & usable.any(axis=0)
     if alone.any():
         even = np.where(alone, usable / np.maximum(1, usable.sum(axis=0)), even)
-    return share + even * np.maximum(0.0, missing)
+    return np.asarray(share + even * np.maximum(0.0, missing), dtype=np.float64)
 
 
 def override_row(
     override: Override, regions: tuple[RegionName, ...], out: frozenset[RegionName]
 ) -> Table | None:
-    """An operator's weights without regions that are out; None when nothing is left of them."""
+    """Return an operator's weights without regions that are out; None when nothing is left."""
     row = np.zeros(len(regions))
     weights: Mapping[RegionName, int] = dict(override.weights)
     for i, name in enumerate(regions):

@@ -11,9 +11,6 @@ import zlib
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
 from controlplane.decision import codec
 from controlplane.decision.weights import Load
 from controlplane.model.ids import ChannelName, RegionName
@@ -36,10 +33,9 @@ class World:
     place: dict[str, int]
     # regions that serve each channel, as sorted names
     serving: tuple[tuple[RegionName, ...], ...]
-    timeout_bucket: npt.NDArray[np.float64]
 
     def cell(self, region: RegionName, channel: ChannelName) -> int:
-        """Number of a cell; KeyError when unknown."""
+        """Return the number of a cell; KeyError when unknown."""
         return self.region_index[region] * len(self.channel_index) + self.channel_index[channel]
 
 
@@ -71,7 +67,6 @@ def _compile(topology: Topology) -> World:
         for channel, names in zip(topology.channels, serving, strict=True)
         if region.name in names
     )
-    timeouts = [4.0 * np.log2(max(2, channel.timeout_ms)) for channel in topology.channels]
     return World(
         topology=topology,
         fingerprint=f"{zlib.crc32(codec.dumps(codec.to_json(topology))):08x}",
@@ -81,5 +76,4 @@ def _compile(topology: Topology) -> World:
         served=served,
         place={f"{region}/{channel}": i for i, (region, channel) in enumerate(served)},
         serving=serving,
-        timeout_bucket=np.tile(np.array(timeouts, dtype=np.float64), len(regions)),
     )

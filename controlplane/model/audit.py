@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from controlplane.model.ids import FULL_BP, RegionName
 from controlplane.model.plan import Phase, Plan, Route
@@ -76,7 +77,7 @@ def _epoch(plan: Plan, previous: Plan | None) -> Iterator[Violation]:
 
 
 def _sorted(field: str, keys: Sequence[object]) -> Iterator[Violation]:
-    if any(a >= b for a, b in zip(keys, keys[1:], strict=False)):  # type: ignore[operator]
+    if any(a >= b for a, b in pairwise(keys)):  # type: ignore[operator]
         yield Violation(rule="order", field=field, message="not sorted, or one entry twice")
 
 
@@ -106,9 +107,9 @@ def _route(route: Route) -> Iterator[Violation]:
 def _names(plan: Plan, topology: Topology) -> Iterator[Violation]:
     serving = {channel.name: frozenset(channel.regions) for channel in topology.channels}
     regions = {region.name for region in topology.regions}
-    for channel in serving.keys() - {route.channel for route in plan.routes}:
+    for channel in sorted(serving.keys() - {route.channel for route in plan.routes}):
         yield Violation(rule="missing", field=f"routes[{channel}]", message="channel has no route")
-    for name in regions - {status.name for status in plan.regions}:
+    for name in sorted(regions - {status.name for status in plan.regions}):
         yield Violation(rule="missing", field=f"regions[{name}]", message="region has no entry")
     for status in plan.regions:
         if status.name not in regions:

@@ -8,7 +8,7 @@ replicas. `Evidence` is what one tick adds: the difference of two sets of digest
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from controlplane.model.ids import AgentId, ChannelName, Epoch, RegionName, ReplicaId
@@ -131,6 +131,26 @@ class Digest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gains:
+    """What cells gained in one tick as columns: the form for very many cells.
+
+    Cells are numbered region-major in the topology's order (region x channels + channel), strictly
+    rising in `cell`; the four counts have one value per entry of `cell`. The three latency columns
+    have one value per (cell, bucket) and hold real payments' latency where there were any, else
+    probes'. Sequences of int64: lists, `array.array("q")` or NumPy arrays.
+    """
+
+    cell: Sequence[int]
+    traffic_good: Sequence[int]
+    traffic_bad: Sequence[int]
+    probe_good: Sequence[int]
+    probe_bad: Sequence[int]
+    latency_cell: Sequence[int] = ()
+    latency_bucket: Sequence[int] = ()
+    latency_count: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """The input of one tick.
 
@@ -141,7 +161,7 @@ class Evidence:
     has applied or is past its staleness bound. `highest_epoch` is the highest epoch anyone has
     ever seen.
     `coordination_suspect` is true when many leases vanished at once: evidence against etcd, not
-    against regions.
+    against regions. `gains` may replace the cells of all regions.
     """
 
     regions: tuple[RegionEvidence, ...]
@@ -150,3 +170,4 @@ class Evidence:
     converged_epoch: Epoch = Epoch(0)
     highest_epoch: Epoch = Epoch(0)
     coordination_suspect: bool = False
+    gains: Gains | None = None

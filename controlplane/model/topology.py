@@ -61,6 +61,8 @@ class Policy:
     """Length of one tick: the leader folds, decides and commits once in each."""
     report_interval_ms: int = 500
     """Interval at which agents are expected to report."""
+    ingress_interval_ms: int = 250
+    """Interval at which agents probe the ingress of other regions: two samples a report."""
     up_margin_ms: int = 500
     """A vantage says UP while its last success is younger than three intervals plus this."""
     down_failures: int = 3
@@ -69,9 +71,9 @@ class Policy:
     """Age of a region's newest report at which it counts as silent."""
     suspect_after_ms: int = 2000
     """Time without any sign of life after which a region is suspect."""
-    suspect_evidence_nats: float = 8.0
+    suspect_evidence_nats: float = 22.0
     """Surprise (minus log of the chance) that the failures must reach before a suspicion."""
-    fail_evidence_nats: float = 25.0
+    fail_evidence_nats: float = 40.0
     """Surprise that the failures must reach before a region is failed."""
     recover_ms: int = 3000
     """Uninterrupted good evidence after which a suspicion is withdrawn."""

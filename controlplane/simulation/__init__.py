@@ -1,0 +1,1 @@
+"""The decision in virtual time: a seeded world of regions, links and payments around `step`."""

@@ -20,19 +20,24 @@ import structlog
 
 from agents.store import PlanFile, Saved
 from controlplane import __version__
-from controlplane.adapters.admin_service import AdminReads, LeaderView, Reads, VoteView
+from controlplane.adapters.admin_changes import AdminService, EffectView, Refusal
+from controlplane.adapters.admin_service import LeaderView, Reads, VoteView
 from controlplane.adapters.agent_service import AgentService
+from controlplane.adapters.authorisation import Authorisation
 from controlplane.adapters.etcd import EtcdClient
+from controlplane.adapters.etcd_intents import EtcdIntents
 from controlplane.adapters.etcd_leader import EtcdLeaderKey
 from controlplane.adapters.etcd_links import EtcdOptions
-from controlplane.adapters.grpc_server import add_standard_services, make_server
+from controlplane.adapters.grpc_server import add_standard_services, dial, make_server
 from controlplane.adapters.http import HttpServer
+from controlplane.adapters.identity import Identity as Caller
+from controlplane.adapters.identity import caller
 from controlplane.adapters.jsonview import to_json
 from controlplane.adapters.peers import DigestFeed, PeerLinks, PeerService
 from controlplane.adapters.planstore import EtcdPlanStore
 from controlplane.adapters.prometheus import Metrics
 from controlplane.adapters.routing_service import RoutingService
-from controlplane.adapters.wire import decode_plan, encode_plan
+from controlplane.adapters.wire import decode_plan, encode_plan, unix_ms
 from controlplane.adapters.xds_ads import AdsService
 from controlplane.adapters.xds_snapshot import Snapshot
 from controlplane.clock import Clock, fresh_boot_id, seeded
@@ -40,6 +45,7 @@ from controlplane.config import WeirConfig
 from controlplane.decision.explain import explain
 from controlplane.decision.state import State
 from controlplane.decision.votes import votes
+from controlplane.decision.whatif import whatif
 from controlplane.model.dataplane import DataPlane
 from controlplane.model.errors import InvalidInputError, UnavailableError, WeirError
 from controlplane.model.evidence import Digest, Report, Subscriber
@@ -47,15 +53,17 @@ from controlplane.model.ids import ChannelName, Epoch, RegionName, ReplicaId
 from controlplane.model.intents import NO_INTENTS, Intents
 from controlplane.model.plan import Phase, Plan, RuleStep
 from controlplane.runtime.board import PlanBoard
-from controlplane.runtime.book import DigestBook, live_subscribers
+from controlplane.runtime.book import DigestBook, converged_epoch, live_subscribers
 from controlplane.runtime.election import ElectionRules
 from controlplane.runtime.inbox import Inbox
 from controlplane.runtime.journal import Journal
 from controlplane.runtime.leadership import Elector
+from controlplane.runtime.progress import progress
 from controlplane.runtime.subscribers import SubscriberRegistry
 from controlplane.runtime.supervisor import keep_running
 from controlplane.runtime.tick import DecisionLoop, Tick
 from controlplane.v1 import (
+    admin_pb2,
     admin_pb2_grpc,
     agent_pb2_grpc,
     peer_pb2_grpc,
@@ -171,7 +179,17 @@ class Replica:
             recorder=self._record,
         )
         self.loop.highest_seen = self.highest_on_disk
-        self.admin = AdminReads(self._reads())
+        self.admin = AdminService(
+            self._reads(),
+            intents=EtcdIntents(self.kv, self.store.keys, self.clock),
+            what_if=self._what_if,
+            progress=self._progress,
+            caller=lambda context: (
+                (who := self._caller(context)).name,
+                frozenset(str(role) for role in who.roles),
+            ),
+            clock=self.clock,
+        )
         server = self._grpc_server()
         http = HttpServer(
             metrics=self.metrics,
@@ -318,7 +336,11 @@ class Replica:
     # --- edges --------------------------------------------------------------------------------
 
     def _grpc_server(self) -> grpc.aio.Server:
-        server = make_server(self.config)
+        server = make_server(
+            self.config,
+            [Authorisation(self.clock, self.metrics, tls=self.config.tls.enabled)],
+            lambda ok: self.metrics.config_reload("ok" if ok else "refused"),
+        )
         agent_pb2_grpc.add_AgentServiceServicer_to_server(
             AgentService(
                 self,
@@ -327,6 +349,7 @@ class Replica:
                 lambda: self.board.epoch,
                 lambda: self.topology.policy.report_interval_ms,
                 regions=lambda: frozenset(str(r.name) for r in self.topology.regions),
+                may_report_for=lambda context: self._caller(context).region,
                 max_streams=self.config.server.max_agents,
             ),
             server,
@@ -351,7 +374,7 @@ class Replica:
             self.book,
             self.clock,
             self.rng,
-            lambda address: grpc.aio.insecure_channel(address, [("grpc.enable_http_proxy", 0)]),
+            lambda address: dial(self.config, address),
         )
 
     # --- what people see ----------------------------------------------------------------------
@@ -415,6 +438,48 @@ class Replica:
         if plan is None:
             raise UnavailableError("no plan yet")
         return explain(self.topology, await self._state(), plan, channel)
+
+    def _caller(self, context: grpc.aio.ServicerContext) -> Caller:
+        return caller(context, tls=self.config.tls.enabled)
+
+    async def _what_if(self, intents: Intents) -> EffectView:
+        """Work out what other intents would lead to, by the code that carries them out."""
+        state, evidence = await self._state(), self.loop.evidence
+        if evidence is None:
+            raise UnavailableError("this replica has just started; ask again in a second", 1000)
+        result = whatif(self.topology, state, evidence, intents)
+        return EffectView(
+            routes=result.plan.routes,
+            regions=tuple(
+                (str(r.region), r.load_before_bp, r.load_after_bp, r.utilisation_bp)
+                for r in result.regions
+            ),
+            refusals=tuple(
+                Refusal(rule=r.rule, message=r.message, remedy=r.remedy) for r in result.refusals
+            ),
+        )
+
+    def _progress(self, operation: admin_pb2.Operation) -> admin_pb2.Operation:
+        """Bring an operation up to date with the plan in force."""
+        if operation.done:
+            return operation
+        subscribers = self._live()
+        now = progress(
+            operation.kind,
+            operation.target,
+            {
+                w.region: w.weight_bp
+                for route in operation.effect.routes
+                if route.channel == operation.target
+                for w in route.weights
+            },
+            unix_ms(operation.created_at),
+            self.board.plan,
+            converged_epoch(subscribers, self.board.epoch),
+        )
+        operation.stage, operation.done = now.stage, now.done
+        operation.epoch, operation.message = now.epoch, now.message
+        return operation
 
     def _alarms(self) -> Sequence[str]:
         alarms = []

@@ -56,6 +56,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         interval_ms: Callable[[], int],
         *,
         regions: Callable[[], frozenset[str]],
+        may_report_for: Callable[[grpc.aio.ServicerContext], str | None],
         max_streams: int,
     ) -> None:
         self._sink = sink
@@ -64,6 +65,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         self._plan_epoch = plan_epoch
         self._interval_ms = interval_ms
         self._regions = regions
+        self._may_report_for = may_report_for
         self._max_streams = max_streams
         self._streams = 0
 
@@ -81,19 +83,26 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 ),
             )
         self._streams += 1
+        own = self._may_report_for(context)
         try:
             async for request in request_iterator:
-                yield self._answer(request)
+                yield self._answer(request, own)
         finally:
             self._streams -= 1
 
-    def _answer(self, request: agent_pb2.ReportRequest) -> agent_pb2.ReportResponse:
+    def _answer(
+        self, request: agent_pb2.ReportRequest, own: str | None
+    ) -> agent_pb2.ReportResponse:
         response = agent_pb2.ReportResponse(
             seq=request.seq, plan_epoch=self._plan_epoch(), interval_ms=self._interval_ms()
         )
         # the label of an unknown region must not come from the network
         region = request.region if request.region in self._regions() else "unknown"
         try:
+            if own is not None and request.region != own:
+                raise InvalidInputError(
+                    "region", f"the certificate speaks for {own}, not for {request.region[:64]!r}"
+                )
             ahead_ms = unix_ms(request.sent_at) - self._clock.wall_ms()
             if ahead_ms > FUTURE_MS:
                 raise InvalidInputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import grpc
@@ -10,6 +10,7 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from controlplane.adapters.tls import TlsFiles, channel_credentials, server_credentials
 from controlplane.adapters.xds_ads import ADS_SERVER_OPTIONS, SERVICE
 from controlplane.config import WeirConfig
 from controlplane.model.errors import InvalidInputError, UnavailableError
@@ -27,23 +28,45 @@ OPTIONS: Final = (
 )
 
 
-def make_server(config: WeirConfig) -> grpc.aio.Server:
+def tls_files(config: WeirConfig) -> TlsFiles | None:
+    """Return the files of mutual TLS, None when it is not configured."""
+    tls = config.tls
+    if tls.ca_file is None or tls.cert_file is None or tls.key_file is None:
+        return None
+    return TlsFiles(ca=tls.ca_file, cert=tls.cert_file, key=tls.key_file)
+
+
+def dial(config: WeirConfig, address: str) -> grpc.aio.Channel:
+    """Open a channel to another replica, with this process's certificate when TLS is on."""
+    options = [("grpc.enable_http_proxy", 0)]
+    files = tls_files(config)
+    if files is None:
+        return grpc.aio.insecure_channel(address, options)
+    return grpc.aio.secure_channel(address, channel_credentials(files), options)
+
+
+def make_server(
+    config: WeirConfig, interceptors: Sequence[Any], on_reload: Callable[[bool], None]
+) -> grpc.aio.Server:
     """Make the server and bind its port.
 
     Raises InvalidInputError for plaintext beyond loopback, UnavailableError when the port is taken.
     """
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(options=OPTIONS, interceptors=interceptors)
+    files = tls_files(config)
     address = config.server.grpc_listen
-    if not config.tls.enabled and not (
-        address.startswith(LOOPBACK) or config.server.allow_plaintext
-    ):
+    if files is None and not (address.startswith(LOOPBACK) or config.server.allow_plaintext):
         raise InvalidInputError(
             "server.grpc_listen",
             f"{address} is not loopback and tls is not configured; set tls.* or, if you mean it,"
             " server.allow_plaintext: true",
         )
     try:
-        bound = server.add_insecure_port(address)
+        bound = (
+            server.add_insecure_port(address)
+            if files is None
+            else server.add_secure_port(address, server_credentials(files, on_reload))
+        )
     except RuntimeError:
         bound = 0
     if bound == 0:

@@ -38,6 +38,7 @@ REDIS_ERRORS: Final = ("connection", "timeout", "identity", "script", "quarantin
 XDS_REFUSALS: Final = ("full", "admission", "invalid", "slow")
 ETCD_EVENTS: Final = ("rotation", "ambiguous", "login", "watch_resume", "watch_relist")
 ALARMS: Final = ("audit", "part")
+DENIALS: Final = ("identity", "role", "rate")
 RELOAD_RESULTS: Final = ("ok", "unchanged", "refused")
 CERTIFICATES: Final = ("server", "ca", "etcd", "redis")
 PROBE_PHASES: Final = ("dns", "tcp", "tls", "first_byte")
@@ -120,6 +121,7 @@ CATALOGUE: Final[tuple[Spec, ...]] = (
         "Broken invariants met by this replica. Every one is worth a person.",
         "kind",
     ),
+    _counter("weir_calls_denied", "gRPC calls refused to a caller, by reason.", "reason"),
     # the plan in force at this replica
     _gauge("weir_plan_epoch", "Epoch of the plan in force at this replica; 0 when it has none."),
     _gauge(

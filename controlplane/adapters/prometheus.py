@@ -149,6 +149,7 @@ class Metrics(Meters):
             ("weir_xds_pushed_bytes", catalogue.XDS_TYPES),
             ("weir_xds_refused", catalogue.XDS_REFUSALS),
             ("weir_alarms", catalogue.ALARMS),
+            ("weir_calls_denied", catalogue.DENIALS),
             ("weir_lock_grants", catalogue.LOCK_RESULTS),
             ("weir_lock_redis_errors", catalogue.REDIS_ERRORS),
         ):
@@ -187,6 +188,10 @@ class Metrics(Meters):
         self.counters["weir_alarms"].labels(one_of(kind, catalogue.ALARMS)).inc()
 
     # --- plan and failovers -------------------------------------------------------------------
+
+    def call_denied(self, reason: str) -> None:
+        """Count a call refused to its caller: identity, role or rate."""
+        self.counters["weir_calls_denied"].labels(one_of(reason, catalogue.DENIALS)).inc()
 
     def set_plan(self, plan: Plan) -> None:
         """Show the plan in force (a listener of the board)."""

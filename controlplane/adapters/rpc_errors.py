@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
 import grpc
@@ -74,6 +74,11 @@ def to_status(error: Exception) -> status_pb2.Status:
         code = code_pb2.UNKNOWN
     else:
         code, message = code_pb2.INTERNAL, "internal error; the server's log has the details"
+    return make_status(code, message, details)
+
+
+def make_status(code: int, message: str, details: Sequence[Any]) -> status_pb2.Status:
+    """Return a google.rpc.Status with packed details."""
     packed = []
     for detail in details:
         wrapped = any_pb2.Any()
@@ -90,7 +95,12 @@ def _retry(after_ms: int) -> error_details_pb2.RetryInfo:
 
 async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:
     """End the call with the error's status and details."""
-    status = rpc_status.to_status(to_status(error))
+    await abort_with(context, to_status(error))
+
+
+async def abort_with(context: grpc.aio.ServicerContext, message: status_pb2.Status) -> NoReturn:
+    """End the call with a status and its details."""
+    status = rpc_status.to_status(message)
     context.set_trailing_metadata(status.trailing_metadata)
     await context.abort(status.code, status.details)
     raise AssertionError  # abort always raises

@@ -145,20 +145,21 @@ def _refusals(
             Refusal(
                 rule="min_regions",
                 message=f"{len(in_service)} region(s) would be left in service "
-                f"({', '.join(in_service) or 'none'}), the policy asks for {topology.policy.min_regions}",
+                f"({', '.join(in_service) or 'none'}), "
+                f"the policy asks for {topology.policy.min_regions}",
                 remedy="Bring another region back first.",
             )
         )
-    for channel in topology.channels:
-        if asked and all(name in failed | asked for name in channel.regions):
-            found.append(
-                Refusal(
-                    rule="channel_served",
-                    message=f"{channel.name} is served by {', '.join(channel.regions)} only, "
-                    "and all of them would be out",
-                    remedy="Leave one of them in service.",
-                )
-            )
+    found.extend(
+        Refusal(
+            rule="channel_served",
+            message=f"{channel.name} is served by {', '.join(channel.regions)} only, "
+            "and all of them would be out",
+            remedy="Leave one of them in service.",
+        )
+        for channel in topology.channels
+        if asked and all(name in failed | asked for name in channel.regions)
+    )
     found.extend(_overloads(topology, before, after))
     for name in intents.failback:
         status = next((s for s in after.regions if s.name == name), None)
@@ -202,7 +203,8 @@ def _overloads(topology: Topology, before: Plan | None, after: Plan) -> list[Ref
             found.append(
                 Refusal(
                     rule="capacity",
-                    message=f"{region.name} would be at {used / 100:g} % of {region.capacity_tps}/s",
+                    message=f"{region.name} would be at {used / 100:g} % of "
+                    f"{region.capacity_tps}/s",
                     remedy="Shed load or add capacity first.",
                 )
             )

@@ -1,0 +1,164 @@
+"""Every call passes here: is there a rule for this method, may this caller call it, and not too
+often.
+
+The rules are a table (`model.permissions`); what is not in it is refused, so that a new method
+without a rule cannot be
+called by anybody. Refusals are logged with the caller's name and counted.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, Protocol
+
+import grpc
+import structlog
+from google.rpc import code_pb2, error_details_pb2
+
+from controlplane.adapters.identity import Identity, caller
+from controlplane.adapters.rpc_errors import DOMAIN, abort_with, make_status
+from controlplane.clock import Clock
+from controlplane.model.permissions import allowed
+
+log = structlog.get_logger(__name__)
+
+RATE_PER_S: Final = 100
+"""Calls (not messages of a stream) per second and identity."""
+BURST: Final = 500
+IDENTITIES_MAX: Final = 10_000
+
+
+class DenialMetrics(Protocol):
+    """What is counted of refusals."""
+
+    def call_denied(self, reason: str) -> None:
+        """Count a refused call: role, identity or rate."""
+        ...
+
+
+class _Buckets:
+    """A token bucket per identity; the least recently seen identity is forgotten first."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def take(self, name: str) -> bool:
+        now_ms = self._clock.monotonic_ms()
+        tokens, at_ms = self._buckets.pop(name, (float(BURST), now_ms))
+        tokens = min(float(BURST), tokens + (now_ms - at_ms) * RATE_PER_S / 1000)
+        granted = tokens >= 1
+        self._buckets[name] = (tokens - 1 if granted else tokens, now_ms)
+        if len(self._buckets) > IDENTITIES_MAX:
+            self._buckets.popitem(last=False)
+        return granted
+
+
+class Authorisation(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Checks every call of a server."""
+
+    def __init__(self, clock: Clock, metrics: DenialMetrics, *, tls: bool) -> None:
+        self._buckets = _Buckets(clock)
+        self._metrics = metrics
+        self._tls = tls
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[Any], Awaitable[Any]],
+        handler_call_details: Any,
+    ) -> Any:
+        """Wrap the handler of a known method with the check."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        return self._wrap(handler, handler_call_details.method)
+
+    def _wrap(self, handler: Any, method: str) -> Any:
+        if handler.response_streaming:
+            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+
+            async def streaming(request: Any, context: Any) -> AsyncIterator[Any]:
+                await self._check(method, context)
+                answers = inner(request, context)
+                if hasattr(answers, "__aiter__"):
+                    async for answer in answers:
+                        yield answer
+                else:  # a handler that writes to the context by itself
+                    await answers
+
+            behaviour: Any = streaming
+        else:
+            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+
+            async def single(request: Any, context: Any) -> Any:
+                await self._check(method, context)
+                return await inner(request, context)
+
+            behaviour = single
+        return make(
+            behaviour,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    async def _check(self, method: str, context: Any) -> None:
+        identity = caller(context, tls=self._tls)
+        if not identity.roles:
+            await self._deny(
+                context,
+                method,
+                identity,
+                grpc.StatusCode.UNAUTHENTICATED,
+                "identity",
+                "the certificate has no SPIFFE URI spiffe://…/weir/<role>/…",
+            )
+        if not allowed(method, identity.roles):
+            roles = ", ".join(sorted(identity.roles))
+            await self._deny(
+                context,
+                method,
+                identity,
+                grpc.StatusCode.PERMISSION_DENIED,
+                "role",
+                f"the role {roles} may not call {method}",
+            )
+        if not self._buckets.take(identity.name):
+            await self._deny(
+                context,
+                method,
+                identity,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "rate",
+                f"more than {RATE_PER_S} calls a second; slow down",
+            )
+
+    async def _deny(
+        self,
+        context: Any,
+        method: str,
+        identity: Identity,
+        code: grpc.StatusCode,
+        reason: str,
+        message: str,
+    ) -> None:
+        self._metrics.call_denied(reason)
+        log.warning("call_denied", method=method, caller=identity.name, reason=reason)
+        details: list[Any] = [
+            error_details_pb2.ErrorInfo(reason=f"DENIED_{reason.upper()}", domain=DOMAIN)
+        ]
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromMilliseconds(1000)
+            details.append(retry)
+        await abort_with(context, make_status(code_pb2.Code.Value(code.name), message, details))

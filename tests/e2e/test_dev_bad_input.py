@@ -143,9 +143,7 @@ def gone(processes: set[tuple[int, str]]) -> bool:
     return not any(start_time(pid) == began for pid, began in processes)
 
 
-@pytest.mark.parametrize(
-    ("ending", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 0), (signal.SIGHUP, 0)]
-)
+@pytest.mark.parametrize(("ending", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 0)])
 def test_nothing_survives_its_end(tmp_path: Path, ending: signal.Signals, code: int) -> None:
     """Killed with -9 or told to end, even in the middle of the start: no child survives, and the
     same state directory serves the next run."""

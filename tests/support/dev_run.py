@@ -21,6 +21,7 @@ READY_S = 100.0
 """Generous: the machine may be busy with other tests. Nothing is asserted about speed."""
 SETTLED_S = 60.0
 END_S = 30.0
+CALM_S = 3
 # A region that is well again may come back within the test's patience; detection is untouched.
 QUICK_RETURN = (
     "hold_down_ms=1500", "ramp_bp=[2500]", "ramp_step_ms=500", "step_limit_bp=10000",
@@ -134,13 +135,16 @@ class DevRun:
         )
 
     def settled(self) -> bool:
-        """Every process runs, every replica serves the same plan, every region is healthy."""
+        """Every process runs, every replica serves the same plan, every region is healthy, and the
+        last payments all succeeded."""
         listed = self.chaos("list")
         if listed["faults"] or any(p["state"] != "running" for p in listed["processes"]):
             return False
         plans = self.plans()
+        lately = self.payments()["seconds"][-CALM_S:]
         return (
-            len(plans) == len(self.topology["replicas"])
+            not any(second.get(kind) for second in lately for kind in ("failed", "unknown"))
+            and len(plans) == len(self.topology["replicas"])
             and len({plan["epoch"] for plan in plans.values()}) == 1
             and all(r["phase"] == "healthy" for p in plans.values() for r in p["regions"])
         )

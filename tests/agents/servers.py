@@ -132,9 +132,7 @@ async def grpc_health(
         port = server.add_insecure_port("127.0.0.1:0")
     else:
         chain, key = (path.read_bytes() for path in context)
-        port = server.add_secure_port(
-            "127.0.0.1:0", grpc.ssl_server_credentials([(key, chain)])
-        )
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, chain)]))
     await server.start()
     for name, status in services.items():
         value = health_pb2.HealthCheckResponse.ServingStatus.Value(status)

@@ -7,6 +7,7 @@ import errno
 import socket
 from pathlib import Path
 
+import grpc
 import pytest
 from aiohttp import web
 from hypothesis import HealthCheck, given, settings
@@ -33,11 +34,13 @@ HANG_MS = 150.0
 
 @pytest.fixture
 def resolver() -> Resolver:
+    """Return a resolver without memory."""
     return Resolver()
 
 
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
+    """Return a fresh certificate authority."""
     return Authority(tmp_path)
 
 
@@ -248,8 +251,6 @@ async def test_grpc_hung_and_not_grpc(resolver: Resolver) -> None:
 
 async def test_grpc_server_without_health_service(resolver: Resolver) -> None:
     """A gRPC server that does not offer health is not taken for healthy."""
-    import grpc
-
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -1,0 +1,286 @@
+"""What an agent takes for a plan, and what it does when the disk or the data plane does not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from agents import apply
+from agents.apply import Applier
+from agents.store import PlanFile, Saved
+from controlplane.clock import SystemClock
+from controlplane.dev.servers import scratch_root
+from controlplane.model.epochs import EPOCH_JUMP_MAX
+from controlplane.model.errors import UnavailableError
+from controlplane.model.plan import Plan
+from tests.agents.plans import malformed, plan
+from tests.agents.timing import eventually
+
+
+class Recorder:
+    """A sink that notes what it was given, and can refuse."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[int, bool]] = []
+        self.refuse = False
+
+    async def take(self, plan: Plan, *, confirmed: bool) -> None:
+        """Note the plan."""
+        if self.refuse:
+            raise OSError("disk of the data plane is full")
+        self.taken.append((plan.epoch, confirmed))
+
+
+@contextlib.asynccontextmanager
+async def running(applier: Applier) -> AsyncIterator[Applier]:
+    """Run the applier's background work within the block."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(applier.run())
+        try:
+            yield applier
+        finally:
+            task.cancel()
+
+
+async def test_a_plan_is_applied_and_on_disk_when_offer_returns(tmp_path: Path) -> None:
+    """The disk has the plan before the data plane does."""
+    order: list[str] = []
+
+    class Sink(Recorder):
+        async def take(self, plan: Plan, *, confirmed: bool) -> None:
+            order.append(f"disk {PlanFile(tmp_path).load().highest_epoch}")
+            await super().take(plan, confirmed=confirmed)
+
+    sink = Sink()
+    async with running(Applier(PlanFile(tmp_path), SystemClock(), [sink])) as applier:
+        verdict = await applier.offer(plan(7))
+    assert (verdict.epoch, verdict.error) == (7, "")
+    assert (applier.applied_epoch, applier.highest_epoch) == (7, 7)
+    assert sink.taken == [(7, True)]
+    assert order == ["disk 7"]
+
+
+async def test_only_higher_epochs(tmp_path: Path) -> None:
+    """An older or equal plan changes nothing, whoever sends it and however often."""
+    sink = Recorder()
+    async with running(Applier(PlanFile(tmp_path), SystemClock(), [sink])) as applier:
+        await applier.offer(plan(7, 5000))
+        for epoch in (7, 6, 1, 0, -5):
+            verdict = await applier.offer(plan(epoch, 1000))
+            assert verdict.stale
+            assert verdict.epoch == 7
+            assert "not above 7" in verdict.error
+    assert sink.taken == [(7, True)]
+    assert applier.message == plan(7, 5000)
+
+
+@pytest.mark.parametrize("what", malformed())
+async def test_malformed_plans_are_refused(tmp_path: Path, what: str) -> None:
+    """Whatever is wrong with a plan, it is refused with a reason and the last good one stays."""
+    results: list[str] = []
+    applier = Applier(PlanFile(tmp_path), SystemClock(), [], noted=results.append)
+    async with running(applier):
+        await applier.offer(plan(9))
+        with capture_logs() as logs:
+            verdict = await applier.offer(malformed()[what])
+    assert verdict.epoch == 9
+    assert verdict.error
+    assert applier.message == plan(9)
+    assert results == ["applied", "refused"]
+    assert logs[-1]["event"] == "plan_refused"
+
+
+async def test_without_the_checker_a_bad_plan_would_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutation: without the checker, weight on a failed region would be applied."""
+    monkeypatch.setattr(apply, "check", lambda *_: ())
+    async with running(Applier(PlanFile(tmp_path), SystemClock())) as applier:
+        verdict = await applier.offer(malformed()["failed region with weight"])
+    assert verdict.error == ""
+
+
+async def test_refused_epochs_are_remembered(tmp_path: Path) -> None:
+    """The highest epoch ever seen is reported and survives a restart, also when refused; a number
+    beyond belief is not remembered."""
+    async with running(Applier(PlanFile(tmp_path), SystemClock())) as applier:
+        await applier.offer(plan(9))
+        bad = malformed()["sum"]
+        bad.epoch = 40
+        await applier.offer(bad)
+        await applier.offer(plan(40 + EPOCH_JUMP_MAX + 1))
+        await eventually(lambda: PlanFile(tmp_path).load().highest_epoch == 40, "saved")
+    again = Applier(PlanFile(tmp_path), SystemClock())
+    await again.restore()
+    assert (again.highest_epoch, again.accepted_epoch) == (40, 9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(epochs=st.lists(st.integers(-2, 30), min_size=1, max_size=12), seed=st.integers())
+def test_epochs_only_rise(epochs: list[int], seed: int) -> None:
+    """Property: for any order of plans, good and bad, the applied epoch never goes back, and it is
+    the highest good one."""
+    rng = random.Random(seed)
+
+    async def run() -> None:
+        file = _MemoryFile()
+        async with running(Applier(file, SystemClock())) as applier:
+            best = 0
+            for epoch in epochs:
+                offered = plan(epoch)
+                good = rng.random() < 0.7
+                if not good:
+                    offered.routes[0].weights[0].weight_bp = 1
+                before = applier.applied_epoch
+                await applier.offer(offered)
+                best = max(best, epoch) if good else best
+                assert applier.applied_epoch >= before
+                assert applier.applied_epoch == best
+
+    asyncio.run(run())
+
+
+class _MemoryFile(PlanFile):
+    def __init__(self) -> None:
+        super().__init__(scratch_root())
+        self.saved = Saved()
+        self.failing = False
+        self.tries = 0
+
+    def load(self) -> Saved:
+        return self.saved
+
+    def save(self, saved: Saved) -> None:
+        self.tries += 1
+        if self.failing:
+            raise UnavailableError("No space left on device")
+        self.saved = saved
+
+
+async def test_restart_from_disk_without_any_replica(tmp_path: Path) -> None:
+    """A cold start during an outage: the plan is there, given to the data plane as unconfirmed."""
+    async with running(Applier(PlanFile(tmp_path), SystemClock())) as applier:
+        await applier.offer(plan(7))
+    sink = Recorder()
+    again = Applier(PlanFile(tmp_path), SystemClock(), [sink])
+    await again.restore()
+    assert again.message == plan(7)
+    assert again.applied_epoch == 7
+    assert sink.taken == [(7, False)]
+
+
+async def test_a_plan_on_disk_that_breaks_a_rule_is_left_out(tmp_path: Path) -> None:
+    """A file with a valid checksum and a bad plan (an older version's) does not come into force."""
+    PlanFile(tmp_path).save(Saved(plan=malformed()["sum"], highest_epoch=10))
+    applier = Applier(PlanFile(tmp_path), SystemClock())
+    with capture_logs() as logs:
+        await applier.restore()
+    assert applier.message is None
+    assert applier.highest_epoch == 10
+    assert logs[-1]["event"] == "plan_on_disk_refused"
+
+
+async def test_full_disk_does_not_stop_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a full disk plans go on into force; it is said once, tried again, and said when well."""
+    monkeypatch.setattr(apply, "DISK_RETRY_MS", 10)
+    file = _MemoryFile()
+    file.failing = True
+    with capture_logs() as logs:
+        async with running(Applier(file, SystemClock())) as applier:
+            for epoch in (1, 2, 3):
+                assert (await applier.offer(plan(epoch))).error == ""
+            assert applier.applied_epoch == 3
+            tries = file.tries
+            await eventually(lambda: file.tries > tries + 2, "tried again")
+            assert not applier.disk_well
+            file.failing = False
+            await eventually(lambda: applier.disk_well, "disk well")
+    assert file.saved.plan == plan(3)
+    events = [log["event"] for log in logs]
+    assert events.count("plan_not_saved") == 1
+    assert events.count("plan_saved_again") == 1
+
+
+async def test_slow_disk_does_not_hold_up_a_plan() -> None:
+    """A disk that hangs costs a bounded wait, not the failover."""
+    release = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    class SlowFile(_MemoryFile):
+        def save(self, saved: Saved) -> None:
+            asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
+            super().save(saved)
+
+    file = SlowFile()
+    with capture_logs() as logs:
+        async with running(Applier(file, SystemClock())) as applier:
+            verdict = await applier.offer(plan(5))
+            assert (verdict.epoch, verdict.error) == (5, "")
+            assert file.saved == Saved()
+            release.set()
+            await eventually(lambda: file.saved.plan == plan(5), "saved at last")
+    assert "disk_slow" in [log["event"] for log in logs]
+
+
+async def test_a_data_plane_that_fails_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the data plane has taken a plan the older epoch is what we say we apply."""
+    monkeypatch.setattr(apply, "SINK_RETRY_MS", 10)
+    sink = Recorder()
+    async with running(Applier(PlanFile(tmp_path), SystemClock(), [sink])) as applier:
+        await applier.offer(plan(1))
+        sink.refuse = True
+        with capture_logs() as logs:
+            verdict = await applier.offer(plan(2))
+            assert (verdict.epoch, verdict.error) == (1, "the local data plane did not take it")
+            assert (applier.applied_epoch, applier.accepted_epoch) == (1, 2)
+        assert [log["event"] for log in logs] == ["plan_not_taken"]
+        sink.refuse = False
+        await eventually(lambda: applier.applied_epoch == 2, "taken at last")
+
+
+async def test_confirmations_reach_the_data_plane(tmp_path: Path) -> None:
+    """A replica that serves our epoch keeps alive what must not outlive the control plane."""
+    async with running(Applier(PlanFile(tmp_path), SystemClock())) as applier:
+        await applier.offer(plan(4))
+    sink = Recorder()
+    again = Applier(PlanFile(tmp_path), SystemClock(), [sink])
+    await again.restore()
+    async with running(again):
+        again.confirm(3)
+        again.confirm(0)
+        assert sink.taken == [(4, False)]
+        again.confirm(4)
+        await eventually(lambda: sink.taken[-1] == (4, True), "confirmed")
+
+
+async def test_waiters_get_the_newest(tmp_path: Path) -> None:
+    """A slow local reader sees the newest plan, not every one in between."""
+    async with running(Applier(PlanFile(tmp_path), SystemClock())) as applier:
+        waiting = asyncio.ensure_future(applier.wait_above(0))
+        await asyncio.sleep(0)
+        await applier.offer(plan(1))
+        assert (await waiting).epoch == 1
+        await applier.offer(plan(2))
+        await applier.offer(plan(3))
+        assert (await applier.wait_above(1)).epoch == 3
+
+
+async def test_flush_at_the_end(tmp_path: Path) -> None:
+    """What the disk did not take while running is written once more at the end."""
+    applier = Applier(PlanFile(tmp_path), SystemClock())
+    async with running(applier):
+        await applier.offer(plan(3))
+    (tmp_path / "plan").unlink()
+    applier._unsaved.set()
+    await applier.flush()
+    assert PlanFile(tmp_path).load().plan == plan(3)

@@ -1,0 +1,49 @@
+"""The failover laboratory.
+
+    python -m tests.fabric [SCENARIO ...] [--runs 20] [--rate 20] [--out DIR]
+
+Needs root (namespaces, nft, /dev/net/tun). Enters a network and mount namespace of its own first,
+so that nothing outside is touched and nothing is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+_INSIDE = "FABRIC_INSIDE"
+
+
+def main() -> int:
+    """Parse arguments, enter the namespaces, run."""
+    from tests.fabric.scenarios import SCENARIOS  # noqa: PLC0415 - only after the re-exec decision
+
+    parser = argparse.ArgumentParser(prog="python -m tests.fabric", description=__doc__)
+    parser.add_argument("scenarios", nargs="*", help=f"any of {', '.join(SCENARIOS)}; default all")
+    parser.add_argument("--runs", type=int, default=20, help="runs a scenario")
+    parser.add_argument("--rate", type=float, default=20, help="payments per second")
+    parser.add_argument("--out", type=Path, default=Path("build/fabric"), help="where results go")
+    parser.add_argument("--keep-going", action="store_true", help="go on after a run that failed")
+    options = parser.parse_args()
+    unknown = set(options.scenarios) - set(SCENARIOS)
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    if os.environ.get(_INSIDE) != "1":
+        os.environ[_INSIDE] = "1"
+        inside = ["unshare", "--net", "--mount", "--propagation", "private", sys.executable, "-m",
+                  "tests.fabric", *sys.argv[1:]]  # fmt: skip
+        os.execvp("unshare", inside)
+    from tests.fabric.campaign import campaign  # noqa: PLC0415
+
+    return campaign(
+        options.scenarios or list(SCENARIOS),
+        runs=options.runs,
+        rate=options.rate,
+        out=options.out.absolute(),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""What one run showed, computed from the payer's lines, the record of plans, and the ledgers.
+
+Times are ms after the fault. A payment *failed* when no gateway answered it (Envoy or the client
+gave up); a provider's own error is counted apart. A *leak* is a payment that started more than
+100 ms after Envoy had applied weight 0 and was answered by the victim.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from controlplane.dev.ledger import double_charges
+from controlplane.dev.measure import violations
+from tests.fabric.lab import Lab
+from tests.fabric.scenarios import Scenario
+
+LEAK_AFTER_MS = 100
+"""An acknowledgement is not convergence: workers of a data plane follow within this."""
+BIN_MS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """One line of the payer, times relative to the fault."""
+
+    due_ms: int
+    end_ms: int
+    outcome: str
+    region: str
+    channel: str
+
+    @property
+    def unanswered(self) -> bool:
+        """No gateway answered."""
+        return not self.region and self.outcome in {"failed", "unknown"}
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything one run showed."""
+
+    scenario: str
+    number: int
+    figures: dict[str, float | None] = field(default_factory=dict)
+    marks: dict[str, float] = field(default_factory=dict)
+    payments: list[Payment] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def read_payments(path: Path, t0_ms: int) -> list[Payment]:
+    """Read the payer's file."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        due, end, outcome, region, channel, _key, _reason = json.loads(line)
+        found.append(Payment(due - t0_ms, end - t0_ms, outcome, region, channel))
+    return sorted(found, key=lambda payment: payment.due_ms)
+
+
+def figures(lab: Lab, scenario: Scenario, number: int, t0_ms: int, payments: list[Payment]) -> Run:
+    """Compute the figures of a run."""
+    run = Run(scenario.name, number, payments=payments)
+    after = [p for p in payments if p.end_ms > 0]
+    failed = [p for p in after if p.unanswered]
+    put = run.figures
+    put["sent"] = sum(p.due_ms > 0 for p in payments)
+    put["failed"] = len(failed)
+    put["unknown"] = sum(p.outcome == "unknown" for p in failed)
+    put["outage_ms"] = max((p.due_ms for p in failed), default=0)
+    put["provider_errors"] = sum(bool(p.region) and p.outcome == "failed" for p in after)
+    put["double_charges"] = len(double_charges(sorted(lab.layout.ledgers.glob("*.jsonl"))))
+    if scenario.victim:
+        _weights(lab, scenario, t0_ms, run)
+        _phases(lab, scenario, t0_ms, run)
+        put["switches"] = switches(after, scenario.victim)
+        zero = run.marks.get("applied")
+        late = [p for p in payments if zero is not None and p.due_ms > zero + LEAK_AFTER_MS]
+        put["leaked"] = sum(p.region == scenario.victim for p in late)
+    run.faults += violations(lab.recorder.seen)
+    return run
+
+
+def _weights(lab: Lab, scenario: Scenario, t0_ms: int, run: Run) -> None:
+    """Note when a replica first served, and Envoy first applied, nothing for the victim."""
+    if not scenario.moves_weight:
+        return
+    if not scenario.fails_region:  # a channel, not the region
+        _channel(lab, scenario.victim, t0_ms, run)
+        return
+    replicas = [f"{region}-0" for region in lab.layout.regions]
+    served = [lab.recorder.zero_since(name, scenario.victim, t0_ms) for name in replicas]
+    applied = lab.recorder.zero_since("envoy", scenario.victim, t0_ms)
+    known = [at for at in served if at is not None]
+    _mark(run, "committed", min(known) - t0_ms if known else None)
+    _mark(run, "applied", applied - t0_ms if applied is not None else None)
+
+
+def _channel(lab: Lab, victim: str, t0_ms: int, run: Run, channel: str = "alipay") -> None:
+    found: dict[str, int] = {}
+    for seen in lab.recorder.seen:
+        weights = seen.weights.get(channel, {})
+        if seen.at_ms >= t0_ms and victim in weights and not weights[victim]:
+            key = "applied" if seen.source == "envoy" else "committed"
+            found[key] = min(found.get(key, seen.at_ms), seen.at_ms)
+    for key in ("committed", "applied"):
+        _mark(run, key, found[key] - t0_ms if key in found else None)
+
+
+def _phases(lab: Lab, scenario: Scenario, t0_ms: int, run: Run) -> None:
+    for phase in ("suspect", "failed"):
+        times = [at for at, phases in lab.phases if at >= t0_ms and
+                 phases.get(scenario.victim) == phase]  # fmt: skip
+        if times or (phase == "failed" and scenario.fails_region):
+            _mark(run, phase, min(times) - t0_ms if times else None)
+
+
+def _mark(run: Run, name: str, at_ms: float | None) -> None:
+    run.figures[f"{name}_ms"] = at_ms
+    if at_ms is not None:
+        run.marks[name] = at_ms
+
+
+def switches(payments: Sequence[Payment], victim: str) -> int:
+    """Count how often traffic moved away from, or back to, the victim, in bins of half a second.
+
+    A bin belongs to the victim when a payment that started in it was sent there: answered by it,
+    or answered by nobody.
+    """
+    bins: dict[int, bool] = {}
+    for payment in payments:
+        if payment.due_ms < 0:
+            continue
+        to_victim = payment.region == victim or payment.unanswered
+        number = payment.due_ms // BIN_MS
+        bins[number] = bins.get(number, False) or to_victim
+    states = [bins[number] for number in sorted(bins)]
+    return sum(a != b for a, b in itertools.pairwise(states))
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """Nearest-rank percentile."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def summary(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return p50, p99 and max of every figure over the runs of one scenario."""
+    names = {name: None for run in runs for name in run.figures}
+    table: dict[str, Any] = {"scenario": runs[0].scenario, "runs": len(runs)}
+    for name in names:
+        values = [run.figures.get(name) for run in runs]
+        known = [value for value in values if value is not None]
+        missing = len(values) - len(known)
+        table[name] = {
+            "p50": percentile(known, 0.5) if known else None,
+            "p99": percentile(known, 0.99) if known else None,
+            "max": max(known, default=None),
+            "never": missing,
+        }
+    table["violations"] = sum(len(run.faults) for run in runs)
+    return table
+
+
+def regions_in(payments: Iterable[Payment]) -> Counter[str]:
+    """Count payments by who answered."""
+    return Counter(payment.region or payment.outcome for payment in payments)

@@ -1,0 +1,42 @@
+"""The laboratory's payer: the demo's open-loop payer, with a line for every payment.
+
+    python -m tests.fabric.payer TARGET RATE FILE
+
+Each line: due_ms, end_ms, outcome, region, channel, key, reason. Times are the machine's boot clock,
+which every process of the laboratory shares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from controlplane.clock import SystemClock, seeded
+from controlplane.dev.payer import Payer
+
+
+class LabPayer(Payer):
+    """Writes down every payment."""
+
+    def _end(
+        self, outcome: str, region: str, reason: str, channel: str, key: str, due_ms: float
+    ) -> None:
+        line = [round(due_ms), self._clock.monotonic_ms(), outcome, region, channel, key, reason]
+        self._journal.write(json.dumps(line) + "\n")
+
+
+async def main(target: str, rate: float, path: Path) -> None:
+    """Pay until SIGTERM."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    with path.open("w", buffering=1) as journal:
+        await LabPayer(target, rate, journal, clock=SystemClock(), rng=seeded()).run(stop)
+
+
+if __name__ == "__main__":
+    uvloop.run(main(sys.argv[1], float(sys.argv[2]), Path(sys.argv[3])))

@@ -17,6 +17,19 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "agent": ("controlplane.cli.agent", "agent"),
     "dev": ("controlplane.cli.dev", "dev"),
     "chaos": ("controlplane.cli.dev", "chaos"),
+    **{
+        name: ("controlplane.cli.change", name)
+        for name in (
+            "drain",
+            "undrain",
+            "failover",
+            "failback",
+            "freeze",
+            "unfreeze",
+            "override",
+            "drill",
+        )
+    },
     "check-config": ("controlplane.cli.check", "check_config"),
     "simulate": ("controlplane.cli.simulate", "simulate"),
     "replay": ("controlplane.cli.replay", "replay"),

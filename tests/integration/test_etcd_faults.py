@@ -104,10 +104,12 @@ async def test_a_lost_quorum_blocks_and_comes_back(
     lost = own_etcd.members[:2]
     for member in lost:
         member.child.kill()
+    hasty = await EtcdClient.connect(own_etcd.endpoints, options=EtcdOptions(call_ms=800))
     with pytest.raises(UnavailableError):
-        await own_kv.get(KEY)
+        await hasty.get(KEY)
     with pytest.raises((UnavailableError, AmbiguousError)):
-        await own_kv.txn((), [Put(key=b"/other", value=b"1")])
+        await hasty.txn((), [Put(key=b"/other", value=b"1")])
+    await hasty.aclose()
     for member in lost:
         member.child.start()
     own_etcd.wait_ready()

@@ -2,7 +2,7 @@
 
 Idempotency. While a grant lives, its request id gets the same token from every replica (Redis
 knows it). After that, the replica that saw the end refuses the id, so that a late copy of a request
-cannot take a lock for nobody. Releases and forced releases answer a repetition as they did at first;
+cannot take a lock for nobody. Releases and forced releases answer a repetition as at first;
 forced ones are remembered in etcd.
 """
 

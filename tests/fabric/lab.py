@@ -123,11 +123,6 @@ class Lab:
         )
         return found
 
-    async def newest_plan(self) -> dict[str, Any] | None:
-        """Return the newest plan that any replica serves."""
-        plans = await asyncio.gather(*(self.plan(region) for region in self.layout.regions))
-        return max((p for p in plans if p), key=lambda plan: int(plan["epoch"]), default=None)
-
     async def leader(self) -> str:
         """Return the region whose replica leads; empty when none does."""
         for region in self.layout.regions:
@@ -201,12 +196,14 @@ class Lab:
         """Record plans, Envoy's weights and phases until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.recorder.run())
-            group.create_task(self._watch_phases())
+            for region in self.layout.regions:
+                group.create_task(self._watch_phases(region))
 
-    async def _watch_phases(self) -> None:
+    async def _watch_phases(self, region: str) -> None:
+        """Ask one replica on its own: a hung one must not hide what the others say."""
         last: dict[str, str] = {}
         while True:
-            plan = await self.newest_plan()
+            plan = await self.plan(region)
             if plan:
                 now = {state["name"]: state["phase"] for state in plan["regions"]}
                 if now != last:

@@ -7,7 +7,7 @@ from html import escape
 
 from tests.fabric.figures import BIN_MS, Run
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 960, 320, 48, 46, 40
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 960, 340, 48, 76, 40
 COLOURS = {
     "east": "#3b6ea8",
     "north": "#4f9d69",
@@ -78,11 +78,12 @@ def _axis(first: int, last: int, x: object) -> list[str]:
 def _marks(run: Run, x: object) -> list[str]:
     assert callable(x)
     out = []
-    marks = [("fault", 0.0), *((MARKS[k], v) for k, v in sorted(run.marks.items()) if k in MARKS)]
+    marks = [("fault", 0.0), *((MARKS[k], v) for k, v in run.marks.items() if k in MARKS)]
+    marks.sort(key=lambda mark: mark[1])
     for number, (label, at_ms) in enumerate(marks):
-        at, y = x(at_ms), TOP - 14 + (number % 3) * 11
+        at, y = x(at_ms), TOP - 42 + (number % 4) * 12
         out.append(
-            f'<line x1="{at:.1f}" y1="{TOP - 10}" x2="{at:.1f}" y2="{HEIGHT - BOTTOM}"'
+            f'<line x1="{at:.1f}" y1="{TOP - 44}" x2="{at:.1f}" y2="{HEIGHT - BOTTOM}"'
             ' stroke="#222" stroke-dasharray="3 2"/>'
         )
         out.append(f'<text x="{at + 3:.1f}" y="{y}">{escape(label)} {at_ms / 1000:.1f}</text>')

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import urllib.request
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -223,9 +224,7 @@ async def lose(dev: Dev, loss: str, region: str) -> Run:
 
 def wall_ms(text: str) -> int:
     """Read an RFC 3339 time as Unix ms."""
-    from datetime import datetime  # noqa: PLC0415
-
-    return round(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1000)
+    return round(datetime.fromisoformat(text).timestamp() * 1000)
 
 
 async def watch_phase(topology: dict[str, Any], region: str, lost_ms: int) -> int:

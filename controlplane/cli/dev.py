@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from controlplane.cli.durations import parse_ms
 from controlplane.cli.output import Format, print_data, print_table, word
 from controlplane.dev.remote import ask
 from controlplane.dev.statedir import default_state_dir
@@ -33,8 +34,8 @@ def dev(
     headless: Annotated[
         bool, typer.Option("--headless", help="One JSON line a second instead of the view.")
     ] = False,
-    for_s: Annotated[
-        float | None, typer.Option("--for", help="Stop this many seconds after being ready.")
+    duration: Annotated[
+        str | None, typer.Option("--for", help="Stop so long after being ready: 60 or 60s, 5m.")
     ] = None,
     load: Annotated[float, typer.Option("--load", help="Payments per second.")] = 40.0,
     ports: Annotated[
@@ -49,8 +50,7 @@ def dev(
 
     Stays until Ctrl-C and leaves nothing behind but its state directory.
     """
-    if for_s is not None and not for_s > 0:
-        raise InvalidInputError("--for", f"must be above 0 seconds, not {for_s:g}")
+    for_s = _seconds(duration)
     if not 0 < load <= LOAD_MAX:
         raise InvalidInputError("--load", f"must be above 0 and at most {LOAD_MAX:g}, not {load:g}")
     if ports is not None and not PORT_MIN <= ports <= PORT_MAX:
@@ -70,13 +70,26 @@ def dev(
     raise typer.Exit(run(options))
 
 
+def _seconds(text: str | None) -> float | None:
+    """Read a duration; a plain number is seconds."""
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = parse_ms(text, "--for") / 1000
+    if not 0 < seconds < float("inf"):
+        raise InvalidInputError("--for", f"must be above 0 seconds, not {text}")
+    return seconds
+
+
 def chaos(  # noqa: PLR0917 - typer passes by name
     ctx: typer.Context,
     action: Annotated[str, typer.Argument(help="What to do; `list` shows every action.")],
     region: Annotated[str | None, typer.Option("--region", help="Region to hit.")] = None,
     channel: Annotated[str | None, typer.Option("--channel", help="Channel to hit.")] = None,
-    for_s: Annotated[
-        float | None, typer.Option("--for", help="Undo it after this many seconds.")
+    duration: Annotated[
+        str | None, typer.Option("--for", help="Undo it after so long: 20 or 20s, 5m.")
     ] = None,
     errors: Annotated[
         float | None, typer.Option("--errors", help="Share of technical errors, 0 to 1.")
@@ -95,7 +108,7 @@ def chaos(  # noqa: PLR0917 - typer passes by name
         "action": action,
         "region": region,
         "channel": channel,
-        "for_s": for_s,
+        "for_s": _seconds(duration),
         "faults": {name: value for name, value in figures.items() if value is not None},
     }
     answer = ask(state_dir or default_state_dir(), request)

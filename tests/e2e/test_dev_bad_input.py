@@ -32,6 +32,7 @@ def one_line(stderr: str) -> str:
         (("--load", "0"), "--load"),
         (("--load", "nan"), "--load"),
         (("--for", "-1"), "--for"),
+        (("--for", "soon"), "--for"),
         (("--ports", "80"), "--ports"),
         (("--policy", "hold_down_ms"), "KEY=VALUE"),
     ],

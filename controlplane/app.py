@@ -33,6 +33,7 @@ from controlplane.adapters.http import HttpServer
 from controlplane.adapters.identity import Identity as Caller
 from controlplane.adapters.identity import caller
 from controlplane.adapters.jsonview import to_json
+from controlplane.adapters.operation_records import OperationRecords
 from controlplane.adapters.peers import DigestFeed, PeerLinks, PeerService
 from controlplane.adapters.planstore import EtcdPlanStore
 from controlplane.adapters.prometheus import Metrics
@@ -43,9 +44,9 @@ from controlplane.adapters.xds_snapshot import Snapshot
 from controlplane.clock import Clock, fresh_boot_id, seeded
 from controlplane.config import WeirConfig
 from controlplane.decision.explain import explain
+from controlplane.decision.preview import preview
 from controlplane.decision.state import State
 from controlplane.decision.votes import votes
-from controlplane.decision.whatif import whatif
 from controlplane.model.dataplane import DataPlane
 from controlplane.model.errors import InvalidInputError, UnavailableError, WeirError
 from controlplane.model.evidence import Digest, Report, Subscriber
@@ -58,6 +59,7 @@ from controlplane.runtime.election import ElectionRules
 from controlplane.runtime.inbox import Inbox
 from controlplane.runtime.journal import Journal
 from controlplane.runtime.leadership import Elector
+from controlplane.runtime.operations import OperationKeeper
 from controlplane.runtime.progress import progress
 from controlplane.runtime.subscribers import SubscriberRegistry
 from controlplane.runtime.supervisor import keep_running
@@ -179,9 +181,18 @@ class Replica:
             recorder=self._record,
         )
         self.loop.highest_seen = self.highest_on_disk
+        intents = EtcdIntents(self.kv, self.store.keys, self.clock)
+        self.operations = OperationKeeper(
+            OperationRecords(self.kv, intents),
+            self.clock,
+            leadership=lambda: self.elector.leadership,
+            plan=lambda: self.board.plan,
+            converged=self._converged,
+            budget_ms=self.topology.policy.budget_ms,
+        )
         self.admin = AdminService(
             self._reads(),
-            intents=EtcdIntents(self.kv, self.store.keys, self.clock),
+            intents=intents,
             what_if=self._what_if,
             progress=self._progress,
             caller=lambda context: (
@@ -225,6 +236,7 @@ class Replica:
             "follow_intents": self._follow_intents,
             "journal": self.journal.run,
             "ads": self.ads.run,
+            "operations": self.operations.run,
             "peers": self._peer_links().run,
         }
         async with asyncio.TaskGroup() as group:
@@ -400,6 +412,9 @@ class Replica:
     def _live(self) -> Sequence[Subscriber]:
         return live_subscribers(self.book.entries(self.clock.monotonic_ms()))
 
+    def _converged(self) -> Epoch:
+        return converged_epoch(self._live(), self.board.epoch)
+
     def _leader(self) -> LeaderView:
         info = self.elector.leader_info
         return LeaderView(
@@ -447,7 +462,7 @@ class Replica:
         state, evidence = await self._state(), self.loop.evidence
         if evidence is None:
             raise UnavailableError("this replica has just started; ask again in a second", 1000)
-        result = whatif(self.topology, state, evidence, intents)
+        result = preview(self.topology, state, evidence, intents)
         return EffectView(
             routes=result.plan.routes,
             regions=tuple(
@@ -461,9 +476,8 @@ class Replica:
 
     def _progress(self, operation: admin_pb2.Operation) -> admin_pb2.Operation:
         """Bring an operation up to date with the plan in force."""
-        if operation.done:
-            return operation
-        subscribers = self._live()
+        if operation.done or operation.kind == "drill":
+            return operation  # a drill goes on after it has converged; its keeper tells
         now = progress(
             operation.kind,
             operation.target,
@@ -475,7 +489,7 @@ class Replica:
             },
             unix_ms(operation.created_at),
             self.board.plan,
-            converged_epoch(subscribers, self.board.epoch),
+            self._converged(),
         )
         operation.stage, operation.done = now.stage, now.done
         operation.epoch, operation.message = now.epoch, now.message

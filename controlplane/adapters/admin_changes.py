@@ -409,6 +409,7 @@ class AdminService(AdminReads):
             created_at=timestamp(wall_ms),
             etag=etag,
             validate_only=mutation.validate_only,
+            hold_s=change.hold_s,
             commit_ms=-1,
             converge_ms=-1,
             message="already so; nothing changed" if unchanged else "",

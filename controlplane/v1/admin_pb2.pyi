@@ -1051,6 +1051,8 @@ class Operation(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     COMMIT_MS_FIELD_NUMBER: _builtins.int
     CONVERGE_MS_FIELD_NUMBER: _builtins.int
+    HOLD_S_FIELD_NUMBER: _builtins.int
+    HELD_SINCE_MS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Name, e.g. "op-5f0c..."."""
     kind: _builtins.str
@@ -1058,7 +1060,7 @@ class Operation(_message.Message):
     target: _builtins.str
     """The region or channel concerned; empty for freeze."""
     stage: _builtins.str
-    """accepted, committed, converged, completed, failed or cancelled."""
+    """accepted, committed, converged, completed or failed; drills also holding and returning."""
     done: _builtins.bool
     """True when nothing more will happen."""
     by: _builtins.str
@@ -1077,6 +1079,10 @@ class Operation(_message.Message):
     """Acceptance to committed, in ms; -1 before."""
     converge_ms: _builtins.int
     """Acceptance to applied everywhere, in ms; -1 before."""
+    hold_s: _builtins.int
+    """Drills: how long the region stays out once everything has converged, in seconds."""
+    held_since_ms: _builtins.int
+    """Drills: when the hold began, Unix time in ms; 0 before."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
@@ -1108,10 +1114,12 @@ class Operation(_message.Message):
         validate_only: _builtins.bool = ...,
         commit_ms: _builtins.int = ...,
         converge_ms: _builtins.int = ...,
+        hold_s: _builtins.int = ...,
+        held_since_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "effect", b"effect", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "commit_ms", b"commit_ms", "converge_ms", b"converge_ms", "created_at", b"created_at", "done", b"done", "effect", b"effect", "epoch", b"epoch", "etag", b"etag", "expires_at", b"expires_at", "id", b"id", "kind", b"kind", "message", b"message", "reason", b"reason", "stage", b"stage", "target", b"target", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "commit_ms", b"commit_ms", "converge_ms", b"converge_ms", "created_at", b"created_at", "done", b"done", "effect", b"effect", "epoch", b"epoch", "etag", b"etag", "expires_at", b"expires_at", "held_since_ms", b"held_since_ms", "hold_s", b"hold_s", "id", b"id", "kind", b"kind", "message", b"message", "reason", b"reason", "stage", b"stage", "target", b"target", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -83,7 +83,7 @@ def _seconds(text: str | None) -> float | None:
     return seconds
 
 
-def chaos(  # noqa: PLR0917 - typer passes by name
+def chaos(
     ctx: typer.Context,
     action: Annotated[str, typer.Argument(help="What to do; `list` shows every action.")],
     region: Annotated[str | None, typer.Option("--region", help="Region to hit.")] = None,

@@ -329,9 +329,9 @@ async def serve(gateway: Gateway, host: str, port: int, fault_port: int) -> None
         for app in (payment_app(gateway), fault_app(gateway))
     ]
     wheres = ((host, port), ("127.0.0.1", fault_port))
-    for runner, (address, number) in zip(runners, wheres, strict=True):
+    for runner, (address, listen_port) in zip(runners, wheres, strict=True):
         await runner.setup()
-        await web.TCPSite(runner, address, number, shutdown_timeout=1.0).start()
+        await web.TCPSite(runner, address, listen_port, shutdown_timeout=1.0).start()
     await stop.wait()
     for runner in runners:
         await runner.cleanup()

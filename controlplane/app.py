@@ -28,15 +28,19 @@ from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.etcd_intents import EtcdIntents
 from controlplane.adapters.etcd_leader import EtcdLeaderKey
 from controlplane.adapters.etcd_links import EtcdOptions
+from controlplane.adapters.etcd_presence import EtcdPresence
 from controlplane.adapters.grpc_server import add_standard_services, dial, make_server
 from controlplane.adapters.http import HttpServer
 from controlplane.adapters.identity import Identity as Caller
 from controlplane.adapters.identity import caller
 from controlplane.adapters.jsonview import to_json
+from controlplane.adapters.lock_service import LockServiceServicer
 from controlplane.adapters.operation_records import OperationRecords
 from controlplane.adapters.peers import DigestFeed, PeerLinks, PeerService
 from controlplane.adapters.planstore import EtcdPlanStore
 from controlplane.adapters.prometheus import Metrics
+from controlplane.adapters.redis import RedisLink
+from controlplane.adapters.redis_address import RedisAddress
 from controlplane.adapters.routing_service import RoutingService
 from controlplane.adapters.wire import decode_plan, encode_plan, unix_ms
 from controlplane.adapters.xds_ads import AdsService
@@ -47,6 +51,9 @@ from controlplane.decision.explain import explain
 from controlplane.decision.preview import preview
 from controlplane.decision.state import State
 from controlplane.decision.votes import votes
+from controlplane.locks.audit import AuditLog
+from controlplane.locks.grant import Limits, Mode
+from controlplane.locks.manager import LockManager
 from controlplane.model.dataplane import DataPlane
 from controlplane.model.errors import InvalidInputError, UnavailableError, WeirError
 from controlplane.model.evidence import Digest, Report, Subscriber
@@ -61,6 +68,7 @@ from controlplane.runtime.journal import Journal
 from controlplane.runtime.leadership import Elector
 from controlplane.runtime.operations import OperationKeeper
 from controlplane.runtime.progress import progress
+from controlplane.runtime.recorder import DecisionRecorder
 from controlplane.runtime.subscribers import SubscriberRegistry
 from controlplane.runtime.supervisor import keep_running
 from controlplane.runtime.tick import DecisionLoop, Tick
@@ -68,6 +76,7 @@ from controlplane.v1 import (
     admin_pb2,
     admin_pb2_grpc,
     agent_pb2_grpc,
+    lock_pb2_grpc,
     peer_pb2_grpc,
     routing_pb2_grpc,
 )
@@ -78,6 +87,7 @@ COORDINATED_MS: Final = 3_000
 """Without a linearizable read for this long etcd counts as gone for this replica."""
 DEMOTE_MARGIN_MS: Final = 100
 """A leader steps down this much before a candidate may take over."""
+DECISIONS_MS: Final = 500
 FEED_MS: Final = 1_000
 """Consoles hear at least this often."""
 
@@ -132,6 +142,10 @@ class Replica:
             config.server.max_agents,
         )
         self.feed = DigestFeed()
+        self.recorder = DecisionRecorder(config.server.state_dir / "decisions")
+        # failovers this leader saw begin are counted once when they close
+        self.seen_running: set[str] = set()
+        self.closed: dict[str, str] = {}
         self.ads = AdsService(clock=clock, metrics=self.metrics.xds)
         self.subscribers.add_source(self.ads.subscribers)
 
@@ -165,6 +179,13 @@ class Replica:
             eligible=self.eligible,
         )
         self.store.on_write = self.elector.renewed
+        self.presence = EtcdPresence(
+            self.kv,
+            self.me.cluster,
+            self.clock,
+            replica=self.me.replica,
+            region=self.me.region,
+        )
         self.loop = DecisionLoop(
             topology=self.topology,
             inbox=self.inbox,
@@ -179,7 +200,9 @@ class Replica:
             intents=lambda: self.intents,
             on_digest=self._on_digest,
             recorder=self._record,
+            suspect_coordination=self.presence.coordination_suspect,
         )
+        self.locks = self._lock_manager()
         self.loop.highest_seen = self.highest_on_disk
         intents = EtcdIntents(self.kv, self.store.keys, self.clock)
         self.operations = OperationKeeper(
@@ -237,8 +260,12 @@ class Replica:
             "journal": self.journal.run,
             "ads": self.ads.run,
             "operations": self.operations.run,
+            "decisions": self._write_decisions,
+            "presence": self.presence.run,
             "peers": self._peer_links().run,
         }
+        if self.locks is not None:
+            parts["locks"] = self.locks.run
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(keep_running(name, part, self.clock), name=name)
@@ -328,7 +355,30 @@ class Replica:
         await self.feed.publish(digest)
 
     def _record(self, tick: Tick) -> None:
-        """Keep what a tick decided (decision log, metrics)."""
+        """Keep what a tick decided, and count the failovers it closed."""
+        self.recorder.record(tick)
+        running = None
+        for record in tick.result.failovers:
+            if record.outcome == "running":
+                running = record
+            elif self.closed.setdefault(record.id, "") != record.outcome:
+                if record.id in self.seen_running:
+                    self.metrics.failover_closed(record)
+                self.closed[record.id] = record.outcome
+            if record.outcome == "running":
+                self.seen_running.add(record.id)
+        left_ms = self.topology.policy.budget_ms
+        if running is not None:
+            left_ms -= tick.result.state.memory.now_ms - running.symptom_ms
+        self.metrics.set_failover_running(running, left_ms)
+
+    async def _write_decisions(self) -> None:
+        """Bring the decision log to disk twice a second, off the loop."""
+        while True:
+            await self.clock.sleep_ms(DECISIONS_MS)
+            taken = self.recorder.take()
+            if taken is not None:
+                await asyncio.to_thread(self.recorder.write, *taken)
 
     def eligible(self) -> bool:
         """Tell whether this replica may campaign: not from a failed or drained region while
@@ -373,9 +423,42 @@ class Replica:
             RoutingService(self.board, self.subscribers, self.clock), server
         )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self.admin, server)
+        if self.locks is not None:
+            lock_pb2_grpc.add_LockServiceServicer_to_server(
+                LockServiceServicer(self.locks, AuditLog(self.kv, self.store.keys.forced_releases)),
+                server,
+            )
         self.ads.register(server)
         add_standard_services(server, lambda: self.not_ready_because() == "")
         return server
+
+    def _lock_manager(self) -> LockManager | None:
+        section = self.config.locks
+        if section.primary is None and not section.sentinels:
+            return None
+        host, _, port = (section.primary or "127.0.0.1:6379").rpartition(":")
+        address = RedisAddress(
+            host=host,
+            port=int(port),
+            sentinels=tuple(_split(sentinel) for sentinel in section.sentinels),
+            service=section.service_name,
+            username=section.username or "default",
+            password_file=section.password_file,
+            tls=section.tls,
+            ca_file=self.config.tls.ca_file,
+        )
+        return LockManager(
+            redis=RedisLink(address, clock=self.clock),
+            store=self.kv,
+            prefix=self.me.cluster,
+            epoch_key=self.store.keys.locks_epoch,
+            limits=Limits(ttl_min_ms=section.ttl_min_ms, ttl_max_ms=section.ttl_max_ms),
+            mode=Mode(section.mode),
+            wait_replicas=section.wait_replicas,
+            clock=self.clock,
+            may_bump=lambda: self.elector.leadership is not None,
+            metrics=self.metrics,
+        )
 
     def _peer_links(self) -> PeerLinks:
         peers = {name: address for name, (_, address) in self.config.replicas().items()}
@@ -557,6 +640,11 @@ def _etcd_options(config: WeirConfig) -> EtcdOptions:
     return EtcdOptions(
         attempt_ms=section.attempt_timeout_ms, username=section.username or "", password=password
     )
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _secret(path: Path | None) -> str:

@@ -83,6 +83,11 @@ class Keys:
         return self.root + b"replicas/"
 
     @property
+    def forced_releases(self) -> bytes:
+        """Prefix of the audit of locks taken away."""
+        return self.root + b"locks/forced/"
+
+    @property
     def generation(self) -> bytes:
         """Written by every change of an operator: changes are serialised on it."""
         return self.root + b"generation"

@@ -14,7 +14,7 @@ from controlplane.adapters.tls import TlsFiles, channel_credentials, server_cred
 from controlplane.adapters.xds_ads import ADS_SERVER_OPTIONS, SERVICE
 from controlplane.config import WeirConfig
 from controlplane.model.errors import InvalidInputError, UnavailableError
-from controlplane.v1 import admin_pb2, agent_pb2, peer_pb2, routing_pb2
+from controlplane.v1 import admin_pb2, agent_pb2, lock_pb2, peer_pb2, routing_pb2
 
 MESSAGE_MAX: Final = 4 * 1024 * 1024
 """Larger messages are refused by the transport."""
@@ -98,7 +98,7 @@ def add_standard_services(server: grpc.aio.Server, ready: Callable[[], bool]) ->
     channelz.add_channelz_servicer(server)
     names = [
         service.full_name
-        for module in (admin_pb2, agent_pb2, peer_pb2, routing_pb2)
+        for module in (admin_pb2, agent_pb2, lock_pb2, peer_pb2, routing_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
     ]
     reflection.enable_server_reflection(

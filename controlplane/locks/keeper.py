@@ -180,7 +180,7 @@ class Keeper:
 
     def _settle(self, epoch: int, state: str, why: str) -> None:
         if self._lineage.settle(epoch, state):
-            self._metrics.lock_epoch(epoch)
+            self._metrics.set_lock_epoch(epoch)
             log.info("lock_epoch", epoch=epoch, state=state, why=why)
 
     def _warn_of_eviction(self, policy: str) -> None:

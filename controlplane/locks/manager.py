@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
+import structlog
+
 from controlplane.clock import Clock, SystemClock, seeded
 from controlplane.locks import codec
 from controlplane.locks.acquisition import Acquisition
@@ -37,6 +39,8 @@ from controlplane.locks.token import Token
 from controlplane.locks.watching import Watches
 from controlplane.model.errors import UnavailableError
 from controlplane.ports import KeyValueStore
+
+log = structlog.get_logger(__name__)
 
 REPLICA_WAIT_MS: Final = 500
 """How long a grant may wait for replicas to confirm it."""
@@ -104,6 +108,8 @@ class LockManager:
         finally:
             task.cancel()
             await asyncio.wait({task})
+            if not task.cancelled() and (broken := task.exception()):
+                log.error("locks_stopped", exc_info=broken)
 
     # --- what callers do --------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ class LockMetrics(Protocol):
         """Count an acquisition: granted, handed_off, held, unavailable, withdrawn, lost."""
         ...
 
-    def lock_epoch(self, epoch: int) -> None:
+    def set_lock_epoch(self, epoch: int) -> None:
         """Report the epoch in force."""
         ...
 
@@ -27,7 +27,7 @@ class NoMetrics:
     def lock_grant(self, result: str) -> None:
         """Ignore."""
 
-    def lock_epoch(self, epoch: int) -> None:
+    def set_lock_epoch(self, epoch: int) -> None:
         """Ignore."""
 
     def lock_token_rejected(self) -> None:

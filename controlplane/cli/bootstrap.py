@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from controlplane.adapters.xds_bootstrap import (
+    TlsPaths,
     envoy_bootstrap,
     envoy_files_bootstrap,
     grpc_bootstrap,
@@ -22,9 +23,17 @@ app = typer.Typer(name="bootstrap", help="Bootstrap files for data planes.", no_
 
 Replicas = Annotated[
     list[str] | None,
-    typer.Option("--xds-server", help="ip:port of a replica or relay; repeat for each."),
+    typer.Option(
+        "--xds-server", help="ip:port of a replica or relay; repeat for each, or give one DNS name."
+    ),
 ]
 NodeId = Annotated[str, typer.Option("--node-id", help="Unique name of this data plane.")]
+CaFile = Annotated[str, typer.Option("--tls-ca", help="CA bundle at the data plane.")]
+CertFile = Annotated[str, typer.Option("--tls-cert", help="Certificate at the data plane.")]
+KeyFile = Annotated[str, typer.Option("--tls-key", help="Private key at the data plane.")]
+ServerName = Annotated[
+    str, typer.Option("--tls-server-name", help="DNS name in the replicas' certificates.")
+]
 RegionOption = Annotated[str, typer.Option("--region", help="Region it runs in.")]
 
 
@@ -43,6 +52,16 @@ def _replicas(servers: list[str] | None) -> list[str]:
     return servers
 
 
+def _tls(ca: str, cert: str, key: str, name: str) -> TlsPaths | None:
+    given = {"--tls-ca": ca, "--tls-cert": cert, "--tls-key": key, "--tls-server-name": name}
+    if not any(given.values()):
+        return None
+    for option, value in given.items():
+        if not value:
+            raise typer.BadParameter("mutual TLS needs all four options", param_hint=option)
+    return TlsPaths(ca_file=ca, cert_file=cert, key_file=key, server_name=name)
+
+
 @app.command("envoy")
 def envoy(
     node_id: NodeId,
@@ -57,6 +76,10 @@ def envoy(
     files: Annotated[
         str, typer.Option("--files", help="Read an agent's xDS files below this directory instead.")
     ] = "",
+    tls_ca: CaFile = "",
+    tls_cert: CertFile = "",
+    tls_key: KeyFile = "",
+    tls_server_name: ServerName = "",
 ) -> None:
     """Print the bootstrap of an Envoy: over ADS, or from an agent's files."""
     admin_host, _, admin_port = admin.rpartition(":")
@@ -78,11 +101,21 @@ def envoy(
             admin_port=int(admin_port),
             node_id=node_id,
             region=region,
+            tls=_tls(tls_ca, tls_cert, tls_key, tls_server_name),
         )
     _print(document)
 
 
 @app.command("grpc")
-def grpc(node_id: NodeId, xds_server: Replicas = None, region: RegionOption = "") -> None:
+def grpc(
+    node_id: NodeId,
+    xds_server: Replicas = None,
+    region: RegionOption = "",
+    tls_ca: CaFile = "",
+    tls_cert: CertFile = "",
+    tls_key: KeyFile = "",
+    tls_server_name: ServerName = "",
+) -> None:
     """Print the bootstrap of proxyless gRPC (the file GRPC_XDS_BOOTSTRAP names)."""
-    _print(grpc_bootstrap(servers=_replicas(xds_server), node_id=node_id, region=region))
+    tls = _tls(tls_ca, tls_cert, tls_key, tls_server_name)
+    _print(grpc_bootstrap(servers=_replicas(xds_server), node_id=node_id, region=region, tls=tls))

@@ -24,7 +24,7 @@ WARM_S = 4.0
 """Payments before the fault."""
 DRAIN_S = 9.0
 """Longest deadline of a channel and a second: what hangs is answered by then."""
-COLUMNS = ("outage_ms", "failed", "sent", "suspect_ms", "committed_ms", "applied_ms", "failed_ms",
+COLUMNS = ("outage_ms", "failed", "slow", "sent", "suspect_ms", "committed_ms", "applied_ms", "failed_ms",
            "switches", "leaked", "double_charges")  # fmt: skip
 
 

@@ -23,6 +23,8 @@ from tests.fabric.scenarios import Scenario
 LEAK_AFTER_MS = 100
 """An acknowledgement is not convergence: workers of a data plane follow within this."""
 BIN_MS = 500
+SLOW_MS = 2500
+"""Above every channel's usual latency: a payment that waited out a hang."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ def figures(lab: Lab, scenario: Scenario, number: int, t0_ms: int, payments: lis
     put["sent"] = sum(p.due_ms > 0 for p in payments)
     put["failed"] = len(failed)
     put["unknown"] = sum(p.outcome == "unknown" for p in failed)
-    put["outage_ms"] = max((p.due_ms for p in failed), default=0)
+    put["slow"] = sum(p.end_ms - p.due_ms > SLOW_MS and not p.unanswered for p in after)
+    put["outage_ms"] = max((p.due_ms for p in failed if p.due_ms > 0), default=0)
     put["provider_errors"] = sum(bool(p.region) and p.outcome == "failed" for p in after)
     put["double_charges"] = len(double_charges(sorted(lab.layout.ledgers.glob("*.jsonl"))))
     if scenario.victim:

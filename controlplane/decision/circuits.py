@@ -71,6 +71,9 @@ def advance_cells(
     memory = state.memory
     if memory.cut_off:
         return state
+    quiet = not memory.breakers and memory.now_ms - memory.tilt_ms < TILT_EVERY_MS
+    if quiet and evidence.gains is None and not any(region.cells for region in evidence.regions):
+        return state
     state, tested = observe_cells(world, state, evidence, passed_ms)
     tick = _Tick(
         world=world,
@@ -95,12 +98,13 @@ def advance_cells(
         outages = memory.outages
     if memory.now_ms - memory.tilt_ms >= TILT_EVERY_MS:
         memory = replace(memory, tilt_ms=memory.now_ms)
-        tilt = tilted(world, replace(state, memory=memory))
+        tilt = tilted(world, state.having(memory))
         if not np.array_equal(tilt, tick.columns["tilt"]):
             tick.columns["tilt"] = tilt
     breakers = tick.breakers if tick.breakers != memory.breakers else memory.breakers
-    memory = replace(memory, breakers=breakers, outages=outages)
-    return replace(state, memory=memory, columns=tick.columns)
+    if breakers is not memory.breakers or outages != memory.outages:
+        memory = replace(memory, breakers=breakers, outages=outages)
+    return state.having(memory, tick.columns)
 
 
 def _wake(tick: _Tick) -> None:

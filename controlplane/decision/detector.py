@@ -33,7 +33,7 @@ from controlplane.model.plan import Breaker, Phase
 from controlplane.model.topology import Policy, Topology
 
 BROWN_OUT_SHARE: Final = 0.5
-BROWN_OUT_SAMPLES: Final = 8
+BROWN_OUT_SAMPLES: Final = 20
 """Probes a vantage must have made recently to have a say on loss."""
 LATE_MS: Final = 1500
 """A report older than this is late: two were missed."""
@@ -73,9 +73,32 @@ def assess(
     egress = _egress(topology, state)
     doubt = _self_doubt(state, views, leader)
     return {
-        name: _assess(name, topology.policy, state, views, egress.get(name), doubt, now_ms)
+        name: _assess(
+            name,
+            topology.policy,
+            state,
+            views,
+            egress.get(name),
+            doubt or _alone_against(name, state, views, leader),
+            now_ms,
+        )
         for name in state.regions
     }
+
+
+def _alone_against(name: RegionName, state: State, views: Views, leader: RegionName | None) -> bool:
+    """Tell whether only the leader's own region accuses, because others fell silent just now too.
+
+    Several that vanish together from one place's sight are more likely that place's trouble.
+    """
+    if leader is None or any(vantage != leader for vantage in views.opinions[name]):
+        return False
+    ages = [
+        views.links[f"{other}>{other}"].age_ms
+        for other in state.regions
+        if other not in (leader, name)
+    ]
+    return any(age_ms is not None and LATE_MS < age_ms < LATE_LONG_MS for age_ms in ages)
 
 
 def _self_doubt(state: State, views: Views, leader: RegionName | None) -> bool:
@@ -157,7 +180,7 @@ def _assess(
         cause = f"loses at least {lost:.0%} of the probes of {len(opinions)} vantages"
     elif reporting and egress is not None:
         kind, suspect, fail, cause = "egress", True, True, egress
-    blind = not reporting and own.age_ms is not None and ups > 0
+    blind = own.age_ms is not None and own.age_ms >= policy.suspicion_min_ms and ups > 0
     good = not suspect and ups >= max(1, downs)
     return Assessment(
         kind=kind if suspect else "",

@@ -175,6 +175,17 @@ class State:
         columns = fresh_columns(topology)
         return State(memory=memory, regions=regions, channels=channels, columns=columns)
 
+    def having(self, memory: Memory, columns: Mapping[str, Column] | None = None) -> State:
+        """Return the state with another memory (and columns); itself when nothing differs."""
+        if memory is self.memory and columns is None:
+            return self
+        return State(
+            memory=memory,
+            regions=self.regions,
+            channels=self.channels,
+            columns=self.columns if columns is None else columns,
+        )
+
     def to_bytes(self) -> bytes:
         """Write exactly; equal states give equal bytes."""
         columns = {

@@ -77,17 +77,16 @@ def step(
     passed_ms = _passed(state.memory, policy, now_ms)
     memory = replace(state.memory, now_ms=state.memory.now_ms + passed_ms, clock_ms=now_ms)
     views = observe(state, evidence, policy, passed_ms)
-    state = replace(state, memory=memory)
+    state = state.having(memory)
     memory = _regions(world, state, views, evidence, intents, events)
-    state = replace(state, memory=memory)
+    state = state.having(memory)
     drained = planning.honoured_drains(world, intents)
     state = advance_cells(world, state, evidence, passed_ms, drained, events)
     state = _plan(world, state, intents, evidence, events)
     memory = state.memory
     assert memory.plan is not None
     memory = failovers.track(memory, evidence, memory.plan.epoch, policy, events)
-    if memory is not state.memory:
-        state = replace(state, memory=memory)
+    state = state.having(memory)
     return Step(
         state=state,
         plan=memory.plan if memory.plan is not None else Plan(epoch=Epoch(0)),
@@ -184,11 +183,12 @@ def _plan(
         columns["weight"] = weights.weight.reshape(-1)
         if not limits.panic and not weights.orphans.any():
             columns["good"] = columns["weight"]
-        state = replace(state, columns=columns)
+        state = state.having(memory, columns)
         settled = weights.settled
     _say_panic(memory, limits, events)
     _say_drains(world, memory, limits, intents, events)
-    memory = replace(memory, situation=situation, settled=settled, panic=limits.panic)
+    if not (same and settled == memory.settled and limits.panic == memory.panic):
+        memory = replace(memory, situation=situation, settled=settled, panic=limits.panic)
     regions = tuple(
         RegionStatus(
             name=name,
@@ -201,11 +201,8 @@ def _plan(
         for name, region in sorted(memory.regions.items())
     )
     breakers = _breakers(world, memory, plan)
-    return replace(
-        state,
-        memory=_numbered(
-            replace(memory), plan, routes, regions, breakers, limits.frozen, evidence, events
-        ),
+    return state.having(
+        _numbered(memory, plan, routes, regions, breakers, limits.frozen, evidence, events)
     )
 
 

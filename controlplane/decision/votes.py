@@ -44,6 +44,8 @@ LOSS_LEAST: Final = 0.05
 LOSS_MOST: Final = 0.95
 RECENT_MS: Final = 30_000
 """Time constant of the counts for the brown-out test."""
+RUN_MOST: Final = 16
+"""Failures of one run that count for it: an outage that is over is no brown-out."""
 
 
 class Opinion(StrEnum):
@@ -216,16 +218,17 @@ def _next_link(
     decay: float,
 ) -> Link:
     age_ms = _bounded(told_age_ms, held.age_ms, passed_ms)
-    loss = held.loss
-    if ok > 0:
-        # the run is over: what failed before this success belongs to the usual loss
-        loss = _learn(loss, ok, max(0, held.failures + failed - failures))
+    recent_ok, recent_failed = held.recent_ok * decay, held.recent_failed * decay
+    if ok <= 0:
+        return Link(age_ms, failures, held.loss, recent_ok, recent_failed)
+    # the run is over: what failed before this success belongs to the usual loss
+    run = max(0, held.failures + failed - failures)
     return Link(
         age_ms,
         failures,
-        loss,
-        held.recent_ok * decay + ok,
-        held.recent_failed * decay + failed,
+        _learn(held.loss, ok, run),
+        recent_ok + ok,
+        recent_failed + min(run, RUN_MOST),
     )
 
 
@@ -284,9 +287,7 @@ def _blames_everyone(
     )
 
 
-def _surprise(
-    inside: Sequence[Link], outside: Sequence[Link], policy: Policy
-) -> tuple[float, int]:
+def _surprise(inside: Sequence[Link], outside: Sequence[Link], policy: Policy) -> tuple[float, int]:
     """Nats of surprise in the present runs of failures, and ms since the last success of any link.
 
     When a region dies, everything fails at once. Failures from *before* the last sign of life

@@ -18,15 +18,27 @@ def demo_topology(policy: Policy | None = None) -> Topology:
     return Topology(
         regions=(
             Region(
-                name=EAST, role=Role.PRIMARY, share_bp=7000, capacity_tps=6000, priority=1,
+                name=EAST,
+                role=Role.PRIMARY,
+                share_bp=7000,
+                capacity_tps=6000,
+                priority=1,
                 latency_ms=48,
             ),
             Region(
-                name=NORTH, role=Role.STANDBY, share_bp=2500, capacity_tps=4500, priority=2,
+                name=NORTH,
+                role=Role.STANDBY,
+                share_bp=2500,
+                capacity_tps=4500,
+                priority=2,
                 latency_ms=65,
             ),
             Region(
-                name=SOUTH, role=Role.DR, share_bp=500, capacity_tps=3000, priority=3,
+                name=SOUTH,
+                role=Role.DR,
+                share_bp=500,
+                capacity_tps=3000,
+                priority=3,
                 latency_ms=89,
             ),
         ),

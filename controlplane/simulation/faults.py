@@ -54,7 +54,9 @@ class Fault:
     def __post_init__(self) -> None:
         """Refuse a kind that nobody simulates."""
         if self.kind not in KINDS:
-            raise ValueError(f"kind: {self.kind!r} is unknown; use one of {', '.join(sorted(KINDS))}")
+            raise ValueError(
+                f"kind: {self.kind!r} is unknown; use one of {', '.join(sorted(KINDS))}"
+            )
 
     def holds(self, at_ms: int) -> bool:
         """Tell whether the fault is there at `at_ms`."""
@@ -85,8 +87,9 @@ class Noise:
 CALM: Final = Noise()
 MEAN_5_PERCENT: Final = Noise(
     between_ms=130_000.0,
-    regional_between_ms=3_600_000.0,
+    regional_between_ms=7_200_000.0,
     pause_between_ms=600_000.0,
     leader_pause_between_ms=1_800_000.0,
 )
-"""About 5 % of all probes lost: links in an 80 % burst 6 % of the time, every region once an hour."""
+"""About 5 % of all probes lost: links in an 80 % burst 6 % of the time, every
+region every other hour."""

@@ -109,9 +109,7 @@ class Network:
         self._region_bursts = [
             self._intervals(noise.regional_between_ms, noise.burst_ms) for _ in range(n)
         ]
-        self._pauses = [
-            self._intervals(noise.pause_between_ms, noise.pause_ms) for _ in range(n)
-        ]
+        self._pauses = [self._intervals(noise.pause_between_ms, noise.pause_ms) for _ in range(n)]
         self.leader_pauses = self._intervals(noise.leader_pause_between_ms, noise.pause_ms)
         self.probe_ok = np.zeros((n, n, self._probes), dtype=np.bool_)
         self.probe_sent = np.zeros((n, n, self._probes), dtype=np.bool_)

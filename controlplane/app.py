@@ -19,7 +19,7 @@ import grpc
 import structlog
 
 from agents.store import PlanFile, Saved
-from controlplane import __version__
+from controlplane import __version__, logging
 from controlplane.adapters.admin_changes import AdminService, EffectView, Refusal
 from controlplane.adapters.admin_service import LeaderView, Reads, VoteView
 from controlplane.adapters.agent_service import AgentService
@@ -60,6 +60,7 @@ from controlplane.model.evidence import Digest, Report, Subscriber
 from controlplane.model.ids import ChannelName, Epoch, RegionName, ReplicaId
 from controlplane.model.intents import NO_INTENTS, Intents
 from controlplane.model.plan import Phase, Plan, RuleStep
+from controlplane.reload import reload
 from controlplane.runtime.board import PlanBoard
 from controlplane.runtime.book import DigestBook, converged_epoch, live_subscribers
 from controlplane.runtime.election import ElectionRules
@@ -287,6 +288,25 @@ class Replica:
     def stop(self) -> None:
         """Ask for the end (SIGTERM, SIGINT)."""
         self.stopping.set()
+
+    def reload(self, path: Path) -> None:
+        """Read the configuration again (SIGHUP); a bad one changes nothing and is said."""
+        try:
+            new, changed = reload(path, self.config)
+        except WeirError as error:
+            log.error("config_reload_refused", error=str(error))
+            self.metrics.config_reload("refused")
+            return
+        log.info("config_reloaded", changed=changed)
+        self.metrics.config_reload("ok" if changed else "unchanged")
+        logging.configure(new.log.level, new.log.format)
+        self.config, self.topology, self.dataplane = new, new.topology(), new.dataplane()
+        self.inbox.reconfigure(self.topology)
+        self.loop.reconfigure(self.topology)
+        self.metrics.reconfigure(self.topology)
+        plan = self.board.plan
+        if plan is not None:
+            self._to_data_planes(plan, confirmed=self._leader().coordinated)
 
     # --- what is served -----------------------------------------------------------------------
 
@@ -651,10 +671,11 @@ def _secret(path: Path | None) -> str:
     return path.read_text().strip() if path else ""
 
 
-async def serve(config: WeirConfig, clock: Clock) -> None:
-    """Run a replica until SIGTERM or SIGINT."""
+async def serve(path: Path, config: WeirConfig, clock: Clock) -> None:
+    """Run a replica until SIGTERM or SIGINT; SIGHUP reloads its configuration."""
     replica = Replica(config, clock)
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, replica.reload, path)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, replica.stop)
     await replica.run()

@@ -25,4 +25,4 @@ def controlplane(
     checked = config.load(config_file)
     logging.configure(checked.log.level, checked.log.format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(app.serve(checked, SystemClock()))
+        runner.run(app.serve(config_file, checked, SystemClock()))

@@ -26,7 +26,16 @@ from typing import Any
 import grpc
 from etcd3 import etcdrpc
 
-from controlplane.adapters.etcd_links import EtcdError, Fault, Link, Links, classify, prefix_end
+from controlplane.adapters.etcd_links import (
+    EtcdError,
+    Fault,
+    Link,
+    Links,
+    Metadata,
+    classify,
+    prefix_end,
+    typed,
+)
 from controlplane.clock import Clock
 from controlplane.model.errors import CompactedError, UnavailableError
 from controlplane.ports import WatchEvent
@@ -41,9 +50,11 @@ async def watch(
 ) -> AsyncGenerator[Sequence[WatchEvent], None]:
     """Yield whole revisions below `prefix`, each exactly once, from `start_revision` on."""
     next_revision, failures, link = start_revision, 0, links.current
+    metadata: Metadata = ()
     while True:
         try:
-            stream = _stream(links, clock, link, prefix, next_revision)
+            metadata = await links.metadata(links.options.attempt_ms / 1000)
+            stream = _stream(links, clock, link, metadata, prefix, next_revision)
             async with contextlib.aclosing(stream):
                 async for events in stream:
                     failures = 0
@@ -53,7 +64,12 @@ async def watch(
         except CompactedError:
             links.stats.watch_relists += 1
             raise
-        except (grpc.aio.AioRpcError, _SilentError, UnavailableError):
+        except (grpc.aio.AioRpcError, _SilentError, UnavailableError) as error:
+            fault = classify(error) if isinstance(error, grpc.aio.AioRpcError) else Fault.UNSENT
+            if fault is Fault.FINAL:
+                raise typed(error) from error
+            if fault is Fault.LOGIN:
+                links.forget_token(metadata)
             links.stats.watch_resumes += 1
             links.failed(link)
             failures += 1
@@ -62,12 +78,11 @@ async def watch(
 
 
 async def _stream(
-    links: Links, clock: Clock, link: Link, prefix: bytes, start_revision: int
+    links: Links, clock: Clock, link: Link, metadata: Metadata, prefix: bytes, start_revision: int
 ) -> AsyncGenerator[Sequence[WatchEvent], None]:
     """Watch on one member until it fails; an empty sequence is a sign of life."""
     options = links.options
-    metadata = await links.metadata(options.attempt_ms / 1000)
-    await _check_history(link, options.attempt_ms / 1000, metadata, start_revision)
+    await _check_history(link, options.attempt_ms / 1000, metadata, prefix, start_revision)
     call = link.watch.Watch(metadata=metadata)
     reading: asyncio.Future[Any] | None = None
     heard_ms = clock.monotonic_ms()
@@ -93,10 +108,6 @@ async def _stream(
                 for event in map(_event, answer.events)
                 if event.mod_revision >= start_revision
             ]
-    except grpc.aio.AioRpcError as error:
-        if classify(error) is Fault.LOGIN:
-            links.forget_token(metadata)
-        raise
     finally:
         call.cancel()
         if reading is not None:
@@ -104,12 +115,16 @@ async def _stream(
             await asyncio.wait({reading})
 
 
-async def _check_history(link: Link, timeout_s: float, metadata: Any, start_revision: int) -> None:
+async def _check_history(
+    link: Link, timeout_s: float, metadata: Any, prefix: bytes, start_revision: int
+) -> None:
     """Refuse to resume in a history that is shorter than what was already delivered.
 
     A linearizable read: a member that merely lags must not look like a restored one.
     """
-    request = etcdrpc.RangeRequest(key=b"\0", count_only=True)
+    request = etcdrpc.RangeRequest(
+        key=prefix or b"\0", range_end=prefix_end(prefix), count_only=True
+    )
     answer = await link.kv.Range(request, timeout=timeout_s, metadata=metadata)
     if answer.header.revision < start_revision - 1:
         raise CompactedError(

@@ -134,9 +134,9 @@ class EtcdPlanStore:
         seen = Epoch(0)
         while True:
             try:
-                kv = await self._kv.get(self.keys.plan)
-                revision = kv.mod_revision + 1 if kv else await self._kv.revision() + 1
-                async with contextlib.aclosing(self._changes(kv, revision)) as changes:
+                kvs, revision = await self._kv.get_prefix(self.keys.plan)
+                kv = kvs[0] if kvs else None
+                async with contextlib.aclosing(self._changes(kv, revision + 1)) as changes:
                     async for newest in changes:
                         if newest.plan.epoch > seen:
                             seen = newest.plan.epoch

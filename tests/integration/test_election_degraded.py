@@ -1,0 +1,241 @@
+"""What happens to leadership and plan when etcd itself is ill: each illness has its behaviour."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from controlplane.adapters.etcd import EtcdClient
+from controlplane.adapters.etcd_keys import Keys
+from controlplane.adapters.etcd_links import EtcdOptions, NoSpaceError
+from controlplane.adapters.etcd_presence import HOLD_MS, WINDOW_MS, EtcdPresence, LeaseLosses
+from controlplane.adapters.planstore import EtcdPlanStore
+from controlplane.clock import SystemClock
+from controlplane.dev.servers import EtcdCluster
+from controlplane.ports import Delete, Put
+from tests.support.etcd import *  # noqa: F403 - fixtures
+from tests.support.etcd import etcdctl
+from tests.support.history import check, read_history
+from tests.support.replicas import Replicas, now_ms, until
+
+CLOCK = SystemClock()
+QUICK = {"tick_ms": 100, "options": {"call_ms": 1500}}
+
+
+async def judged(kv: EtcdClient, group: Replicas) -> list[str]:
+    """Check the history of a group of leader processes."""
+    logs = [list(process.history()) for process in group.processes]
+    return check(await read_history(kv, group.cluster), group.cluster, logs)
+
+
+async def test_etcds_own_election_deposes_nobody(
+    own_etcd: EtcdCluster, own_kv: EtcdClient, own_replicas: Replicas
+) -> None:
+    """The raft leader is killed: for a second nobody can read or write, and afterwards the same
+    replica leads under the same term."""
+    own_replicas.start(3, **QUICK)
+    leader = await own_replicas.leader()
+    term = leader.said("elected")[-1]["term"]
+    member = own_etcd.leader()
+    begun = now_ms()
+    member.child.kill()
+    await until(lambda: len(leader.said("ok", begun + 1500)) > 3, "it leads on")
+    assert {line["term"] for line in leader.said("ok", begun)} == {term}
+    assert not any(p.said("elected", begun) for p in own_replicas.processes if p is not leader)
+    assert await judged(own_kv, own_replicas) == []
+
+
+async def test_without_quorum_nothing_changes_and_nobody_claims(
+    own_etcd: EtcdCluster, own_kv: EtcdClient, own_replicas: Replicas
+) -> None:
+    """Two of three members gone for longer than any timeout: the leader steps back by its own
+    clock, nobody else claims, the followers keep their plan; with the quorum back the same term
+    goes on from the next epoch."""
+    own_replicas.start(3, **QUICK)
+    leader = await own_replicas.leader()
+    store = EtcdPlanStore(own_kv, own_replicas.cluster, CLOCK)
+    plans = store.follow()
+    await anext(plans)
+    for member in own_etcd.members[:2]:
+        member.child.kill()
+    begun = now_ms()
+    await until(
+        lambda: leader.said("lost", begun) or leader.said("unknown", begun), "it steps back"
+    )
+    await asyncio.sleep(3)  # the fault's length: longer than lease and takeover need
+    cut = now_ms()
+    assert not any(p.said("ok", begun + 1500) for p in own_replicas.processes)
+    assert not any(p.said("elected", begun + 1500) for p in own_replicas.processes)
+    for member in own_etcd.members[:2]:
+        member.child.start()
+    await until(
+        lambda: any(len(p.said("ok", cut)) > 3 for p in own_replicas.processes), "it leads on"
+    )
+    assert (await anext(plans)).plan.epoch > 1
+    await plans.aclose()
+    assert await judged(own_kv, own_replicas) == []
+
+
+async def test_a_lagging_member_costs_nothing(
+    own_etcd: EtcdCluster, own_kv: EtcdClient, own_replicas: Replicas
+) -> None:
+    """A follower of raft that hangs half of the time: the leader keeps its term and goes on."""
+    own_replicas.start(2, **QUICK)
+    leader = await own_replicas.leader()
+    slow = next(m for m in own_etcd.members if m is not own_etcd.leader())
+    begun = now_ms()
+    for _ in range(5):
+        slow.child.pause()
+        await asyncio.sleep(0.4)  # the fault's length
+        slow.child.resume()
+        await asyncio.sleep(0.4)
+    await until(lambda: len(leader.said("ok", begun)) > 10, "it leads on")
+    assert not leader.said("lost", begun)
+    assert await judged(own_kv, own_replicas) == []
+
+
+async def test_a_slow_disk_does_not_make_leadership_flap(
+    own_etcd: EtcdCluster, own_kv: EtcdClient, own_replicas: Replicas
+) -> None:
+    """The raft leader stalls for 0.8 s, as a slow fsync does, again and again: candidates learn
+    that writes are slow and leave the leader alone."""
+    own_replicas.start(3, **QUICK)
+    leader = await own_replicas.leader()
+    begun = now_ms()
+    for _ in range(6):
+        member = own_etcd.leader()
+        member.child.pause()
+        await asyncio.sleep(0.8)  # the fault's length: below raft's own election timeout
+        member.child.resume()
+        await own_replicas.leader(now_ms())
+    terms = [line for p in own_replicas.processes for line in p.said("elected", begun)]
+    assert len(terms) <= 1, terms
+    assert leader.child.alive
+    assert await judged(own_kv, own_replicas) == []
+
+
+# --- NOSPACE -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def small(etcd_scratch: object) -> AsyncIterator[EtcdCluster]:
+    """One member with little room."""
+    cluster = EtcdCluster(
+        etcd_scratch / "small",  # type: ignore[operator]
+        size=1,
+        extra_args=["--quota-backend-bytes=4000000"],
+    ).start()
+    yield cluster
+    cluster.stop()
+
+
+async def fill(kv: EtcdClient) -> None:
+    """Write more than there is room for."""
+    for number in range(20):
+        await kv.txn((), [Put(key=b"/fill/%d" % number, value=b"x" * 1_000_000)])
+
+
+async def test_a_full_etcd_keeps_the_plan_and_recovers(
+    small: EtcdCluster, etcd_scratch: object, cluster_name: str
+) -> None:
+    """NOSPACE: writes are refused by name, reads and followers go on, the leader steps back and
+    nobody flaps; after making room the next plan follows without a jump."""
+    group = Replicas(etcd_scratch, small.endpoints, cluster_name)  # type: ignore[arg-type]
+    kv = await EtcdClient.connect(small.endpoints, options=EtcdOptions(call_ms=10_000))
+    group.start(2, **QUICK)
+    try:
+        leader = await group.leader()
+        with pytest.raises(NoSpaceError):
+            await fill(kv)
+        assert await kv.alarms() == ["NOSPACE"]
+        begun = now_ms()
+        await until(lambda: leader.said("lost", begun) or leader.said("unknown", begun), "it stops")
+        store = EtcdPlanStore(kv, cluster_name, CLOCK)
+        loaded = await store.load()
+        assert loaded is not None
+        async with contextlib.aclosing(store.follow()) as plans:
+            assert (await anext(plans)).plan == loaded.plan
+        assert not any(p.said("ok", begun + 500) for p in group.processes)
+        await kv.txn((), [Delete(key=b"/fill/", range_end=b"/fill0")])
+        await kv.compact(await kv.revision())
+        etcdctl(small.endpoints, "defrag")
+        etcdctl(small.endpoints, "alarm", "disarm")
+        healed = now_ms()
+        await until(lambda: any(len(p.said("ok", healed)) > 2 for p in group.processes), "it leads")
+        first = min(
+            (p.said("ok", healed)[0] for p in group.processes if p.said("ok", healed)),
+            key=lambda line: line["at_ms"],
+        )
+        assert first["epoch"] == loaded.plan.epoch + 1
+    finally:
+        group.stop()
+        await kv.aclose()
+
+
+# --- leases --------------------------------------------------------------------------------------
+
+
+def test_one_region_lost_is_no_mass_loss() -> None:
+    """Both replicas of one region vanish: that is about the region. A second region within the
+    window makes it about etcd; goodbyes never do."""
+    losses = LeaseLosses()
+    everybody = {"e0": "east", "e1": "east", "n0": "north", "n1": "north", "s0": "south"}
+    losses.listed(0, everybody)
+    losses.lost(1000, "e0")
+    losses.lost(1100, "e1")
+    assert not losses.suspect(1100)
+    losses.left("s0")
+    losses.lost(1200, "s0")
+    assert not losses.suspect(1200)
+    losses.lost(1300, "n0")
+    assert losses.suspect(1300)
+    assert not losses.suspect(1300 + HOLD_MS)
+
+
+def test_losses_far_apart_are_no_mass_loss() -> None:
+    """A rolling failure over minutes is not one event."""
+    losses = LeaseLosses()
+    losses.listed(0, {"e0": "east", "n0": "north", "s0": "south"})
+    for at_ms, name in ((0, "e0"), (WINDOW_MS + 1, "n0"), (2 * WINDOW_MS + 2, "s0")):
+        losses.lost(at_ms, name)
+        assert not losses.suspect(at_ms)
+        losses.arrived(name, name)
+
+
+async def test_all_leases_revoked_is_evidence_against_etcd(
+    kv: EtcdClient, cluster_name: str
+) -> None:
+    """Somebody revokes every lease (etcd #15247): every replica suspects coordination, and all
+    register again by themselves."""
+    regions = ("east", "north", "south")
+    present = [EtcdPresence(kv, cluster_name, CLOCK, replica=f"r-{r}", region=r) for r in regions]
+    tasks = [asyncio.ensure_future(p.run()) for p in present]
+    keys = Keys(cluster_name)
+    await until(lambda: all(len(p.losses.present) == 3 for p in present), "all see all")
+    assert not any(p.coordination_suspect() for p in present)
+    for found in (await kv.get_prefix(keys.replicas))[0]:
+        await kv.revoke_lease(found.lease)
+    await until(lambda: all(p.coordination_suspect() for p in present), "all suspect etcd")
+    await until(lambda: all(len(p.losses.present) == 3 for p in present), "all are back")
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert (await kv.get_prefix(keys.replicas))[0] == []
+
+
+async def test_a_clean_exit_is_no_loss(kv: EtcdClient, cluster_name: str) -> None:
+    """Rolling restart: replicas that say goodbye make nobody suspicious."""
+    regions = ("east", "north", "south")
+    present = [EtcdPresence(kv, cluster_name, CLOCK, replica=f"r-{r}", region=r) for r in regions]
+    tasks = [asyncio.ensure_future(p.run()) for p in present]
+    await until(lambda: all(len(p.losses.present) == 3 for p in present), "all see all")
+    for task in tasks[:2]:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await until(lambda: len(present[2].losses.present) == 1, "they left")
+    assert not present[2].coordination_suspect()
+    tasks[2].cancel()
+    await asyncio.gather(tasks[2], return_exceptions=True)

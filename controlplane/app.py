@@ -27,9 +27,14 @@ from controlplane.adapters.authorisation import Authorisation
 from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.etcd_intents import EtcdIntents
 from controlplane.adapters.etcd_leader import EtcdLeaderKey
-from controlplane.adapters.etcd_links import EtcdOptions
+from controlplane.adapters.etcd_links import EtcdOptions, EtcdTls
 from controlplane.adapters.etcd_presence import EtcdPresence
-from controlplane.adapters.grpc_server import add_standard_services, dial, make_server
+from controlplane.adapters.grpc_server import (
+    add_standard_services,
+    dial,
+    make_server,
+    tls_files,
+)
 from controlplane.adapters.http import HttpServer
 from controlplane.adapters.identity import Identity as Caller
 from controlplane.adapters.identity import caller
@@ -42,6 +47,7 @@ from controlplane.adapters.prometheus import Metrics
 from controlplane.adapters.redis import RedisLink
 from controlplane.adapters.redis_address import RedisAddress
 from controlplane.adapters.routing_service import RoutingService
+from controlplane.adapters.tls import expires_at_s
 from controlplane.adapters.wire import decode_plan, encode_plan, unix_ms
 from controlplane.adapters.xds_ads import AdsService
 from controlplane.adapters.xds_snapshot import Snapshot
@@ -651,14 +657,22 @@ class Replica:
             self.metrics.set_evidence(self.loop.evidence.regions)
         entries = self.book.entries(now_ms)
         fresh = [d for d, age in entries if age <= FEED_MS * 5 and d.replica != self.me.replica]
+        files = tls_files(self.config)
+        for use, path in (("server", files.cert), ("ca", files.ca)) if files else ():
+            if (ends_s := expires_at_s(path)) is not None:
+                self.metrics.set_certificate_expiry(use, ends_s)
         self.metrics.set_peers(len(fresh), max(0, len(self.config.replicas()) - 1))
 
 
 def _etcd_options(config: WeirConfig) -> EtcdOptions:
     section = config.coordination
     password = _secret(section.password_file)
+    files = tls_files(config) if section.tls else None
     return EtcdOptions(
-        attempt_ms=section.attempt_timeout_ms, username=section.username or "", password=password
+        attempt_ms=section.attempt_timeout_ms,
+        username=section.username or "",
+        password=password,
+        tls=EtcdTls(ca=files.ca, certificate=files.cert, key=files.key) if files else None,
     )
 
 

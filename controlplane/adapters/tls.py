@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import structlog
+from cryptography import x509
 
 from controlplane.model.errors import InvalidInputError
 
@@ -87,3 +88,12 @@ def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
     """Return client credentials from the files as they are now."""
     ca, cert, key = files.read()
     return grpc.ssl_channel_credentials(ca, key, cert)
+
+
+def expires_at_s(path: Path) -> float | None:
+    """Return when the first certificate of a PEM file ends, in Unix s; None when unreadable."""
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return certificate.not_valid_after_utc.timestamp()

@@ -8,7 +8,7 @@ besides localhost, 127.0.0.1 and
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from controlplane.clock import Clock
 
 TRUST_DOMAIN: Final = "weir.dev"
-VALID: Final = datetime.timedelta(days=7)
-BACKDATED: Final = datetime.timedelta(minutes=5)
+VALID: Final = dt.timedelta(days=7)
+BACKDATED: Final = dt.timedelta(minutes=5)
 """Clocks of one machine agree; containers' may not."""
 SERVER_NAME: Final = "weir"
 
@@ -42,7 +42,7 @@ class DevelopmentCa:
 
     def __init__(self, directory: Path, clock: Clock) -> None:
         self._directory = directory
-        self._now = datetime.datetime.fromtimestamp(clock.wall_ms() / 1000, tz=datetime.UTC)
+        self._now = dt.datetime.fromtimestamp(clock.wall_ms() / 1000, tz=dt.UTC)
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Weir development CA")])

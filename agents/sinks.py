@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agents.probes.dns import Resolver
-from agents.xds_files import XdsFiles
 from controlplane.model.dataplane import DataPlane
 from controlplane.model.errors import UnavailableError
 from controlplane.model.plan import Plan
+
+if TYPE_CHECKING:
+    from agents.xds_files import XdsFiles
 
 
 class FreshNames:
@@ -53,6 +56,9 @@ class EnvoyFiles:
             raise UnavailableError(f"Envoy's files hold a newer plan, epoch {files.epoch}")
 
     def _open(self) -> XdsFiles:
+        # only agents that feed an Envoy pay for its 36 MB of message types
+        from agents.xds_files import XdsFiles  # noqa: PLC0415
+
         if self._files is None:
             self._files = XdsFiles(self._directory, self._dataplane, listener=self._listener)
         return self._files

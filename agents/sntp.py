@@ -28,7 +28,7 @@ QUICK_QUERIES: Final = 4
 QUICK_MS: Final = 2_000
 SLOW_MS: Final = 64_000
 STALE_MS: Final = 10 * 60_000
-_PACKET: Final = struct.Struct("!BBbbIII4s8s8s8s8s")
+_PACKET: Final = struct.Struct("!BBbbII4s8s8s8s8s")
 _EPOCH_1900_S: Final = 2_208_988_800
 _MODE_CLIENT: Final = 3
 _MODE_SERVER: Final = 4
@@ -101,7 +101,7 @@ class ClockOffset:
 
     def _evaluate(self, packet: bytes, sent_wall_ms: int, took_ms: float) -> Sample:
         fields = _PACKET.unpack_from(packet)
-        received_ms, answered_ms = _unix_ms(fields[10]), _unix_ms(fields[11])
+        received_ms, answered_ms = _unix_ms(fields[9]), _unix_ms(fields[10])
         back_ms = sent_wall_ms + took_ms
         ahead_ms = ((received_ms - sent_wall_ms) + (answered_ms - back_ms)) / 2
         return Sample(
@@ -135,8 +135,8 @@ def valid(data: bytes, nonce: bytes) -> bool:
         leap != _UNSYNCHRONISED
         and mode == _MODE_SERVER
         and 1 <= stratum <= _MAX_STRATUM
-        and fields[9] == nonce
-        and fields[11] != bytes(8)
+        and fields[8] == nonce
+        and fields[10] != bytes(8)
     )
 
 

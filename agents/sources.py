@@ -33,7 +33,8 @@ MAX_QUEUES: Final = 32
 MAX_COUNT: Final = 1 << 62
 MAX_LAG_S: Final = 10 * 365 * 86_400.0
 STALE_MS: Final = 5_000
-DEADLINE_SHARE: Final = 0.8
+TIMEOUT_S: Final = 2.0
+"""Deadline of one poll. It may be longer than the interval: polls of one source never overlap."""
 
 log = get("sources")
 
@@ -75,7 +76,7 @@ class Source:
 
     async def run(self, clock: Clock, rng: random.Random, interval_ms: int) -> None:
         """Poll for ever, once an interval."""
-        timeout = aiohttp.ClientTimeout(total=interval_ms * DEADLINE_SHARE / 1000)
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             slot = first_slot(clock.monotonic_ms(), interval_ms, rng)
             while True:

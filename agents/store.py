@@ -68,6 +68,7 @@ class PlanFile:
             self._lock = path.open("ab")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self.close()
             raise WeirError(
                 f"agent.state_dir: {self._directory} is in use by another agent; give each its own"
             ) from error
@@ -78,6 +79,7 @@ class PlanFile:
         """Give the folder back."""
         if self._lock is not None:
             self._lock.close()
+            self._lock = None
 
     def load(self) -> Saved:
         """Return the newest intact file's content; an empty `Saved` when there is none."""

@@ -1,0 +1,398 @@
+"""The whole agent: against real targets, a real replica and itself as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+import yaml
+from aiohttp import web
+from structlog.testing import capture_logs
+
+from agents.agent import Addresses, Agent
+from agents.store import PlanFile, Saved
+from agents.targets import Subject, targets_of
+from controlplane.cli import agent as cli_agent
+from controlplane.config import WeirConfig, parse
+from controlplane.dev.process import free_port
+from controlplane.model.errors import InvalidInputError, WeirError
+from controlplane.v1 import routing_pb2, routing_pb2_grpc
+from tests.agents.plans import plan
+from tests.agents.replica import Replica
+from tests.agents.servers import answering, serving
+from tests.agents.timing import eventually
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def settings(directory: Path, replica: str, **values: Any) -> dict[str, Any]:
+    """Return a configuration for an agent in east; `values` go over the section agent."""
+    return {
+        "cluster": {"id": "a-0", "region": "east"},
+        "regions": {
+            "east": {"role": "primary", "share_bp": 7000, "capacity_tps": 100},
+            "north": {"role": "standby", "share_bp": 3000, "capacity_tps": 100},
+        },
+        "channels": {"alipay": {"regions": ["east", "north"]}},
+        "coordination": {"endpoints": ["127.0.0.1:1"]},
+        "agent": {
+            "servers": [replica],
+            "http_listen": "127.0.0.1:0",
+            "state_dir": str(directory / "state"),
+            "interval_ms": 50,
+            **values,
+        },
+    }
+
+
+@pytest.fixture
+async def replica() -> AsyncIterator[Replica]:
+    """Return a replica that is gone at the end."""
+    replica = await Replica().start()
+    yield replica
+    await replica.kill()
+
+
+def config(settings: dict[str, Any]) -> WeirConfig:
+    """Check a configuration as the daemon does."""
+    return parse(yaml.safe_dump(settings))
+
+
+@contextlib.asynccontextmanager
+async def running(agent: Agent) -> AsyncIterator[Addresses]:
+    """Run an agent within the block and end it in order."""
+    ready: asyncio.Future[Addresses] = asyncio.get_running_loop().create_future()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(agent.run(ready))
+        addresses = await ready
+        try:
+            yield addresses
+        finally:
+            agent.stop()
+
+
+async def get(addresses: Addresses, path: str) -> tuple[int, str]:
+    """GET from the agent's HTTP server."""
+    host, port = addresses.http
+    url = f"http://{host}:{port}{path}"
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        return answer.status, await answer.text()
+
+
+@contextlib.asynccontextmanager
+async def application(**answers: Any) -> AsyncIterator[str]:
+    """Serve JSON (or what a function returns) at /name for every keyword; yields the base URL."""
+
+    async def handle(request: web.Request) -> web.Response:
+        answer = answers[request.path.strip("/")]
+        return web.json_response(answer() if callable(answer) else answer)
+
+    app = web.Application()
+    app.router.add_get("/{name}", handle)
+    runner = web.AppRunner(app, shutdown_timeout=1)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_everything_at_once(tmp_path: Path, replica: Replica) -> None:
+    """Probes, ingress, traffic, queues and the applied plan arrive at the replica in one report,
+    and are visible at /metrics and /api/plan."""
+    await replica.publish(plan(3))
+    polls = itertools.count()
+
+    def outcomes() -> dict[str, Any]:
+        return {"boot": 1, "channels": {"alipay": {"ok": min(next(polls), 7)}}}
+
+    async with (
+        serving(answering(OK)) as channel_port,
+        serving(answering(b"HTTP/1.1 503 X\r\n\r\n")) as ingress_port,
+        application(outcomes=outcomes, queues={"callbacks": 1.5}) as base,
+    ):
+        values = settings(
+            tmp_path, replica.address, outcomes_url=f"{base}/outcomes", queues_url=f"{base}/queues"
+        )
+        values["channels"]["alipay"]["probe"] = {
+            "targets": {"east": f"localhost:{channel_port}"},
+            "timeout_ms": 5000,
+        }
+        values["regions"]["north"]["ingress"] = {
+            "target": f"127.0.0.1:{ingress_port}",
+            "timeout_ms": 5000,
+        }
+        async with running(Agent(config(values), boot=42)) as addresses:
+            await eventually(
+                lambda: any(
+                    r.cells[0].probe.ok > 1
+                    and r.cells[0].traffic.ok == 7
+                    and r.ingress[0].failures_since_success > 1
+                    and r.queue_lag_s == {"callbacks": 1.5}
+                    and r.applied_epoch == 3
+                    for r in replica.reports
+                ),
+                "one report with everything",
+            )
+            status, ready = await get(addresses, "/readyz")
+            _, metrics = await get(addresses, "/metrics")
+            _, shown = await get(addresses, "/api/plan")
+            live, _ = await get(addresses, "/livez")
+    assert (status, live) == (200, 200)
+    assert "plan 3" in ready
+    report = replica.reports[-1]
+    assert (report.boot, report.agent, report.region) == (42, "a-0", "east")
+    assert {p.phase for p in report.phases} >= {"tcp", "first_byte"}
+    for line in (
+        'weir_agent_probes_total{channel="alipay",outcome="ok",region="east"}',
+        'weir_agent_ingress_probes_total{outcome="error",region="east",target="north"}',
+        'weir_agent_probe_failures_total{reason="status",region="east"}',
+        'weir_agent_queue_lag_seconds{queue="callbacks",region="east"} 1.5',
+        "weir_agent_plan_epoch 3.0",
+        "weir_agent_link_up 1.0",
+        "weir_agent_disk_ok 1.0",
+        "weir_build_info{",
+        'weir_probe_phase_seconds_bucket{channel="alipay",le="',
+    ):
+        assert line in metrics, line
+    view = json.loads(shown)
+    assert view["epoch"] == 3
+    assert view["committed_at"] == "2023-11-14T22:13:20.123Z"
+    assert view["routes"][0]["weights"][0] == {"region": "east", "weight_bp": 7000}
+    assert view["breakers"] == []
+
+
+async def test_cold_start_in_an_outage(tmp_path: Path) -> None:
+    """No replica, no etcd, no Redis: the agent is ready with the plan from its disk, and serves it
+    to local sidecars."""
+    values = settings(tmp_path, f"127.0.0.1:{free_port()}", grpc_listen="127.0.0.1:0")
+    file = PlanFile(tmp_path / "state")
+    file.prepare()
+    file.save(Saved(plan=plan(12), highest_epoch=12))
+    file.close()
+    async with running(Agent(config(values))) as addresses:
+        assert (await get(addresses, "/readyz"))[0] == 200
+        assert json.loads((await get(addresses, "/api/plan"))[1])["epoch"] == 12
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{addresses.grpc_port}") as channel:
+            stub = routing_pb2_grpc.RoutingServiceStub(channel)
+            assert await stub.GetPlan(routing_pb2.GetPlanRequest(), timeout=20) == plan(12)
+
+
+async def test_relay_follows_the_agent(tmp_path: Path, replica: Replica) -> None:
+    """A sidecar at the relay gets every newer plan, byte for byte what the replica sent."""
+    values = settings(tmp_path, replica.address, grpc_listen="localhost:0")
+    async with (
+        running(Agent(config(values))) as addresses,
+        grpc.aio.insecure_channel(f"127.0.0.1:{addresses.grpc_port}") as channel,
+    ):
+        stub = routing_pb2_grpc.RoutingServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetPlan(routing_pb2.GetPlanRequest(), timeout=20)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        watch = stub.WatchPlan(routing_pb2.WatchPlanRequest(subscriber="sidecar"), timeout=60)
+        for epoch in (1, 2):
+            await replica.publish(plan(epoch))
+            assert await watch.read() == plan(epoch)
+        watch.cancel()
+
+
+async def test_not_ready_without_a_plan(tmp_path: Path) -> None:
+    """Alive but not ready until there is something to follow."""
+    agent = Agent(config(settings(tmp_path, f"127.0.0.1:{free_port()}")))
+    async with running(agent) as addresses:
+        assert (await get(addresses, "/livez"))[0] == 200
+        assert (await get(addresses, "/readyz"))[0] == 503
+        assert (await get(addresses, "/api/plan"))[0] == 503
+        assert (await get(addresses, "/metrics"))[0] == 200
+
+
+async def test_an_unwritable_state_folder_is_said_and_survived(
+    tmp_path: Path, replica: Replica
+) -> None:
+    """A disk that cannot be used costs the cold start, not the agent."""
+    (tmp_path / "file").write_text("")
+    await replica.publish(plan(2))
+    values = settings(tmp_path, replica.address, state_dir=str(tmp_path / "file" / "state"))
+    with capture_logs() as logs:
+        async with running(Agent(config(values))) as addresses:
+            await eventually(lambda: ("east/a-0", 2, "") in replica.acks, "applied without a disk")
+            _, metrics = await get(addresses, "/metrics")
+    assert "weir_agent_disk_ok 0.0" in metrics
+    assert "state_dir_unwritable" in [log["event"] for log in logs]
+
+
+async def test_envoy_files_follow_the_plan(tmp_path: Path, replica: Replica) -> None:
+    """With `agent.xds_dir` the files of a local Envoy have the plan before it is acknowledged."""
+    await replica.publish(plan(2))
+    values = settings(tmp_path, replica.address, xds_dir=str(tmp_path / "xds"))
+    for port, region in enumerate(values["regions"].values(), 8080):
+        region["endpoints"] = [f"127.0.0.1:{port}"]
+    async with running(Agent(config(values))):
+        await eventually(lambda: ("east/a-0", 2, "") in replica.acks, "applied")
+        assert json.loads((tmp_path / "xds" / "eds-alipay.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cluster": {"id": "a-0"}}, "cluster.region: an agent needs its region"),
+        ({"agent": {"servers": []}}, "agent.servers: no replica"),
+        ({"agent": {"xds_dir": "x"}}, "agent.xds_dir: needs regions"),
+        ({"agent": {"grpc_listen": "0.0.0.0:1"}}, "agent.grpc_listen: 0.0.0.0:1: not loopback"),
+    ],
+)
+async def test_what_the_configuration_lacks_is_named(
+    tmp_path: Path, change: dict[str, dict[str, Any]], message: str
+) -> None:
+    """Each fault names its key and the remedy, before anything is started."""
+    values = settings(tmp_path, "127.0.0.1:1")
+    for section, keys in change.items():
+        values[section] = keys if section == "cluster" else {**values[section], **keys}
+    with pytest.raises(InvalidInputError, match=message.replace(".", r"\.")):
+        Agent(config(values))
+
+
+async def test_two_agents_cannot_share_a_folder(tmp_path: Path) -> None:
+    """The second agent ends with a clear error; the first is not disturbed."""
+    values = config(settings(tmp_path, f"127.0.0.1:{free_port()}"))
+    async with running(Agent(values)) as addresses:
+        with pytest.raises(WeirError, match="in use by another agent"):
+            await Agent(values).run()
+        assert (await get(addresses, "/livez"))[0] == 200
+
+
+def test_targets_are_those_of_the_region(tmp_path: Path) -> None:
+    """An agent probes its own channels and the others' ingress, each with a deadline of its own."""
+    values = settings(tmp_path, "127.0.0.1:1", interval_ms=500)
+    values["channels"] = {
+        "bank": {"regions": ["north"], "probe": {"target": "b:1"}},
+        "alipay": {
+            "regions": ["east"],
+            "probe": {"target": "[::1]:443", "kind": "https"},
+            "p99_ms": 100,
+        },
+        "slow": {"regions": ["east"], "probe": {"target": "s:1"}, "p99_ms": 1800},
+        "capped": {"regions": ["east"], "probe": {"target": "c:1"}, "p99_ms": 5000},
+        "other": {"regions": ["east", "north"], "probe": {"targets": {"north": "o:1"}}},
+        "set": {"regions": ["east"], "probe": {"target": "t:1", "timeout_ms": 77}},
+        "none": {"regions": ["east"]},
+    }
+    for name, region in values["regions"].items():
+        region["ingress"] = {"target": f"{name}:80"}
+    targets = {(t.subject, t.name): t for t in targets_of(config(values), "east")}
+    channels = {name: t for (subject, name), t in targets.items() if subject is Subject.CHANNEL}
+    assert set(channels) == {"alipay", "slow", "capped", "set"}
+    assert (channels["alipay"].host, channels["alipay"].port) == ("::1", 443)
+    assert channels["alipay"].tls
+    assert channels["alipay"].authority == "[::1]:443"
+    deadlines = {name: t.deadline_ms for name, t in channels.items()}
+    assert deadlines == {"alipay": 400.0, "slow": 3000, "capped": 3000, "set": 77}
+    assert [k for k in targets if k[0] is Subject.INGRESS] == [(Subject.INGRESS, "north")]
+    assert targets[Subject.INGRESS, "north"].deadline_ms == 400.0
+
+
+# --- as a process ------------------------------------------------------------------------------
+
+
+def weir_agent(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start `weir agent` as users do."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "controlplane.cli.main", "agent", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_bad_input_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
+    """Broken YAML, no region, a taken port: one line on stderr that says what to
+    do; 2 for usage and configuration, 1 for the rest; nothing on stdout."""
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("regions: [")
+    no_region = tmp_path / "no_region.yaml"
+    values = settings(tmp_path, "127.0.0.1:1")
+    del values["cluster"]["region"]
+    no_region.write_text(yaml.safe_dump(values))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        port_taken = tmp_path / "port.yaml"
+        values = settings(tmp_path, "127.0.0.1:1", http_listen=address)
+        values["log"] = {"level": "error"}
+        port_taken.write_text(yaml.safe_dump(values))
+        cases = [
+            (["--config", str(broken)], 2, "broken.yaml:1:"),
+            (["--config", str(no_region)], 2, "cluster.region"),
+            (["--config", str(port_taken)], 1, "agent.http_listen"),
+        ]
+        children = [(weir_agent(*arguments), code, text) for arguments, code, text in cases]
+        for child, code, text in children:
+            out, err = child.communicate(timeout=60)
+            assert child.returncode == code, err
+            assert text in err
+            assert len(err.strip().splitlines()) == 1, err
+            assert out == ""
+
+
+async def test_taken_relay_port_and_missing_configuration(tmp_path: Path) -> None:
+    """The relay's address is checked like the HTTP one; a call without configuration says so."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        values = settings(tmp_path, "127.0.0.1:1", grpc_listen=address)
+        with pytest.raises(WeirError, match=r"agent\.grpc_listen"):
+            await Agent(config(values)).run()
+    with pytest.raises(InvalidInputError, match="--config"):
+        cli_agent.agent(None)
+
+
+async def test_sigterm_ends_in_order(tmp_path: Path, replica: Replica) -> None:
+    """SIGTERM: a last report, the stream closed, exit code 0, JSON lines on stderr."""
+    await replica.publish(plan(4))
+    path = tmp_path / "weir.yaml"
+    path.write_text(yaml.safe_dump(settings(tmp_path, replica.address)))
+    child = weir_agent("--config", str(path))
+    try:
+        await eventually(lambda: ("east/a-0", 4, "") in replica.acks, "applied", 60)
+        child.send_signal(signal.SIGTERM)
+        out, err = await asyncio.to_thread(child.communicate, timeout=60)
+    finally:
+        child.kill()
+        assert child.returncode == 0, err
+    assert replica.half_closed == 1
+    assert out == ""
+    events = [json.loads(line)["event"] for line in err.strip().splitlines()]
+    assert events[-2:] == ["agent_stopping", "agent_stopped"]
+    assert PlanFile(tmp_path / "state").load().plan == plan(4)
+
+
+async def test_kill_9_and_restart_keep_the_plan(tmp_path: Path, replica: Replica) -> None:
+    """Kill -9 right after the acknowledgement: the restarted agent has the plan without replica."""
+    await replica.publish(plan(4))
+    path = tmp_path / "weir.yaml"
+    port = free_port()
+    values = settings(tmp_path, replica.address, http_listen=f"127.0.0.1:{port}")
+    path.write_text(yaml.safe_dump(values))
+    child = weir_agent("--config", str(path))
+    try:
+        await eventually(lambda: ("east/a-0", 4, "") in replica.acks, "applied", 60)
+    finally:
+        child.kill()
+        child.communicate()
+        await replica.kill()
+    async with running(Agent(config(values))) as addresses:
+        assert json.loads((await get(addresses, "/api/plan"))[1])["epoch"] == 4

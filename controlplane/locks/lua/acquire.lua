@@ -14,15 +14,15 @@ local f, refusal = lineage(floor)
 refusal = refusal or closed(f) or too_long(f, ttl)
 if refusal then return refusal end
 
-local function granted(counter, left, entries)
-  return {'granted', f[1] or 0, counter, left, entries, f[1] or 0}
+local function granted(epoch, counter, left, entries)
+  return {'granted', epoch or 0, counter, left, entries, f[1] or 0}
 end
 
 -- The owner holds it already. Within one epoch that is the same grant; a lock that outlived a loss
 -- gets a new token, for its old one may have been passed by grants that were lost.
 local function again(epoch, counter, left, entries, requests, save, renew_token)
   if redis.call('HDEL', WAITERS, request) == 1 then redis.call('LREM', QUEUE, 1, request) end
-  if epoch ~= f[1] then return granted(renew_token(), tonumber(ttl), 1) end -- check: survivor
+  if epoch ~= f[1] then return granted(f[1], renew_token(), tonumber(ttl), 1) end -- check: survivor
   if not has_word(requests, request) then
     if ARGV[6] == '1' then
       if tonumber(entries) >= ENTRIES_MAX then return {'nested'} end
@@ -33,7 +33,7 @@ local function again(epoch, counter, left, entries, requests, save, renew_token)
     left = math.max(left, tonumber(ttl))
     save(left, entries, requests)
   end
-  return granted(counter, left, tonumber(entries))
+  return granted(epoch, counter, left, tonumber(entries))
 end
 
 local function holder_of(held)
@@ -91,7 +91,7 @@ if not queued and (not held[1] or (held[1] == 's' and shared)) then
     counter = hold_exclusive(f, owner, request, ttl, ARGV[11])
   end
   touched(f)
-  return granted(counter, tonumber(ttl), 1)
+  return granted(f[1], counter, tonumber(ttl), 1)
 end
 
 local left, waiters = redis.call('PTTL', LOCK), redis.call('LLEN', QUEUE)

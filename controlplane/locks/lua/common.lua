@@ -27,23 +27,23 @@ local function lineage(floor)
   local info = redis.call('INFO', 'server', 'replication')
   if not find(info, '\nrole:master', 1, true) then return nil, {'replica', 0} end -- check: role
   if not f[1] then return nil, {'lost', 0} end -- check: epoch
-  if not find(info, '\nrun_id:' .. (f[3] or '-'), 1, true) then return nil, {'lost', f[1]} end -- check: run_id
-  if not find(info, '\nmaster_replid:' .. (f[4] or '-'), 1, true) then return nil, {'lost', f[1]} end -- check: replid
-  if tonumber(f[1] or 0) < tonumber(floor) then return nil, {'stale', f[1]} end -- check: floor
+  if not find(info, '\nrun_id:' .. (f[3] or '-'), 1, true) then return nil, {'lost', f[1] or 0} end -- check: run_id
+  if not find(info, '\nmaster_replid:' .. (f[4] or '-'), 1, true) then return nil, {'lost', f[1] or 0} end -- check: replid
+  if tonumber(f[1] or 0) < tonumber(floor) then return nil, {'stale', f[1] or 0} end -- check: floor
   return f
 end
 
 -- A quarantine lasts as long as the longest TTL granted in the lost epoch, so a longer one than
 -- etcd knows of has to be announced there first.
 local function too_long(f, ttl)
-  if tonumber(ttl) > tonumber(f[7] or 0) then return {'ttl', f[1], f[7] or 0} end -- check: ttl_high
+  if tonumber(ttl) > tonumber(f[7] or 0) then return {'ttl', f[1] or 0, f[7] or 0} end -- check: ttl_high
   return nil
 end
 
 -- May this fence grant? Nil when it may, else the refusal.
 local function closed(f)
-  if f[5] ~= 'open' then return {'quarantine', f[1]} end -- check: quarantine
-  if tonumber(f[2] or 0) >= COUNTER_MAX then return {'exhausted', f[1]} end
+  if f[5] ~= 'open' then return {'quarantine', f[1] or 0} end -- check: quarantine
+  if tonumber(f[2] or 0) >= COUNTER_MAX then return {'exhausted', f[1] or 0} end
   return nil
 end
 

@@ -10,8 +10,7 @@ local info = redis.call('INFO', 'server', 'replication')
 local run_id, replid = match(info, '\nrun_id:(%x+)'), match(info, '\nmaster_replid:(%x+)')
 local f = redis.call('HMGET', FENCE, 'epoch', 'run_id', 'replid', 'pending', 'pending_run_id', 'pending_replid', 'state')
 local ours = f[2] == run_id and f[3] == replid
-if match(info, '\nrole:(%a+)') ~= 'master' then return {'stale'} end -- check: install_role
-if ours and tonumber(f[1] or 0) == epoch and f[4] ~= nonce then return {'done', f[7]} end -- check: install_once
+if ours and tonumber(f[1] or 0) == epoch and f[4] ~= nonce then return {'done', f[7]} end
 if f[4] ~= nonce then return {'stale'} end -- check: install_nonce
 if f[5] ~= run_id or f[6] ~= replid then return {'stale'} end -- check: install_ids
 if tonumber(f[1] or 0) >= epoch then return {'stale'} end -- check: install_order

@@ -1,0 +1,343 @@
+"""What a user of locks asks for, on a real Redis and a real etcd."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import pytest
+from lock_lab import LIMITS, Lab, until
+
+from controlplane.locks.errors import LockHeldError, LockLostError
+from controlplane.locks.grant import Limits, Mode
+from controlplane.locks.token import Token
+from controlplane.model.errors import InvalidInputError, RefusedError, UnavailableError
+
+TTL = 300
+
+
+async def test_tokens_rise_and_are_verified(lab: Lab) -> None:
+    """Grant after grant the token rises; strict grants are verified, lineage ones say they are
+    not."""
+    locks = await lab.manager()
+    tokens = []
+    for turn in range(5):
+        mode = Mode.STRICT if turn % 2 else Mode.LINEAGE
+        grant = await locks.acquire("a", owner="o", ttl_ms=TTL, mode=mode)
+        assert grant.verified is (mode is Mode.STRICT)
+        tokens.append(grant.token)
+        assert await locks.release("a", owner="o", token=grant.token) == 0
+    assert tokens == sorted(set(tokens))
+    assert (await lab.redis("KEYS", "*")) == [lab.fence], "released locks leave no key behind"
+
+
+async def test_a_held_lock_is_refused_with_who_and_how_long(lab: Lab) -> None:
+    """Without waiting the answer comes at once and names the holder."""
+    locks = await lab.manager()
+    await locks.acquire("a", owner="first", ttl_ms=TTL)
+    with pytest.raises(LockHeldError) as refused:
+        await locks.acquire("a", owner="second", ttl_ms=TTL)
+    assert refused.value.owner == "first"
+    assert 0 < refused.value.left_ms <= TTL
+
+
+async def test_waiting_is_first_come_first_served(lab: Lab) -> None:
+    """Twenty waiters on two managers get the lock in the order they came."""
+    one, two = await lab.manager(), await lab.manager(may_bump=lambda: False)
+    first = await one.acquire("a", owner="holder", ttl_ms=30_000)
+    order: list[int] = []
+
+    async def wait(number: int) -> None:
+        locks = (one, two)[number % 2]
+        grant = await locks.acquire("a", owner=f"w{number}", ttl_ms=TTL, wait_ms=20_000)
+        order.append(number)
+        await locks.release("a", owner=f"w{number}", token=grant.token)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(20):
+            group.create_task(wait(number))
+            async with asyncio.timeout(20):
+                while (await one.inspect("a")).waiters <= number:
+                    await asyncio.sleep(0.001)
+        await one.release("a", owner="holder", token=first.token)
+    assert order == list(range(20))
+    assert (await lab.redis("KEYS", "*")) == [lab.fence]
+
+
+async def test_the_same_request_gets_the_same_token(lab: Lab) -> None:
+    """A lost reply is not a lost lock, also through another replica."""
+    one, two = await lab.manager(), await lab.manager(may_bump=lambda: False)
+    request = str(uuid.uuid4())
+    first = await one.acquire("a", owner="o", ttl_ms=TTL, request=request)
+    again = await two.acquire("a", owner="o", ttl_ms=TTL, request=request)
+    assert again.token == first.token
+    assert again.entries == 1
+
+
+async def test_a_repeated_waiting_request_keeps_its_place(lab: Lab) -> None:
+    """A request that is repeated while it waits is one waiter, not two."""
+    locks = await lab.manager()
+    held = await locks.acquire("a", owner="holder", ttl_ms=30_000)
+    request = str(uuid.uuid4())
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(
+            locks.acquire("a", owner="w", ttl_ms=TTL, wait_ms=20_000, request=request)
+        )
+        await until(lambda: request in locks.hand_offs)
+        await asyncio.sleep(LIMITS.beat_ms * 2.5 / 1000)
+        assert (await locks.inspect("a")).waiters == 1
+        await locks.release("a", owner="holder", token=held.token)
+    assert asked.result().token > held.token
+
+
+async def test_reentrant_entries_are_counted(lab: Lab) -> None:
+    """The owner enters twice with one token and is out after two releases; a repeated release
+    counts once."""
+    locks = await lab.manager()
+    first = await locks.acquire("a", owner="o", ttl_ms=TTL, reentrant=True)
+    second = await locks.acquire("a", owner="o", ttl_ms=TTL, reentrant=True)
+    assert (second.token, second.entries) == (first.token, 2)
+    undo = str(uuid.uuid4())
+    for _ in range(2):
+        left = await locks.release("a", owner="o", token=first.token, request=undo, whole=False)
+        assert left == 1
+    assert await locks.release("a", owner="o", token=first.token, whole=False) == 0
+    assert not (await locks.inspect("a")).holders
+
+
+async def test_the_same_owner_again_without_nesting_changes_nothing(lab: Lab) -> None:
+    """Asking again for what one holds gives the same grant and needs one release."""
+    locks = await lab.manager()
+    first = await locks.acquire("a", owner="o", ttl_ms=TTL)
+    second = await locks.acquire("a", owner="o", ttl_ms=TTL)
+    assert (second.token, second.entries) == (first.token, 1)
+    assert await locks.release("a", owner="o", token=first.token) == 0
+
+
+async def test_readers_share_and_writers_do_not_starve(lab: Lab) -> None:
+    """Two readers share; a reader that comes after a waiting writer waits behind it."""
+    locks = await lab.manager()
+    readers = [
+        await locks.acquire("a", owner=f"r{i}", ttl_ms=30_000, shared=True) for i in range(2)
+    ]
+    assert readers[0].token != readers[1].token
+    order: list[str] = []
+
+    async def wait(owner: str, shared: bool) -> None:
+        grant = await locks.acquire("a", owner=owner, ttl_ms=30_000, wait_ms=20_000, shared=shared)
+        order.append(owner)
+        await locks.release("a", owner=owner, token=grant.token)
+
+    async with asyncio.TaskGroup() as group:
+        for count, (owner, shared) in enumerate((("writer", False), ("late", True)), 1):
+            group.create_task(wait(owner, shared))
+            async with asyncio.timeout(20):
+                while (await locks.inspect("a")).waiters < count:
+                    await asyncio.sleep(0.001)
+        for i, grant in enumerate(readers):
+            await locks.release("a", owner=f"r{i}", token=grant.token)
+    assert order == ["writer", "late"]
+
+
+async def test_a_shared_lock_is_not_upgraded_in_place(lab: Lab) -> None:
+    """Two readers that both want to write would wait for each other: refused."""
+    locks = await lab.manager()
+    await locks.acquire("a", owner="o", ttl_ms=TTL, shared=True)
+    with pytest.raises(RefusedError, match="release the shared lock"):
+        await locks.acquire("a", owner="o", ttl_ms=TTL, wait_ms=1_000)
+
+
+async def test_a_dead_holder_is_replaced_when_its_time_is_over(lab: Lab) -> None:
+    """Nobody tells that a holder died; the first waiter finds it."""
+    locks = await lab.manager()
+    dead = await locks.acquire("a", owner="dead", ttl_ms=TTL)
+    grant = await locks.acquire("a", owner="next", ttl_ms=TTL, wait_ms=20_000)
+    assert grant.token > dead.token
+    with pytest.raises(LockLostError):
+        await locks.renew("a", owner="dead", token=dead.token, ttl_ms=TTL)
+    assert await locks.release("a", owner="dead", token=dead.token) is None
+    assert (await locks.inspect("a")).holders[0].owner == "next"
+
+
+async def test_a_waiter_that_went_away_is_passed_over(lab: Lab) -> None:
+    """A cancelled waiter leaves the queue; one whose process died is passed over after its beats."""
+    locks = await lab.manager()
+    held = await locks.acquire("a", owner="holder", ttl_ms=30_000)
+    cancelled = asyncio.ensure_future(
+        locks.acquire("a", owner="gone", ttl_ms=30_000, wait_ms=20_000)
+    )
+    await until(lambda: locks.hand_offs)
+    cancelled.cancel()
+    await asyncio.wait({cancelled})
+    async with asyncio.timeout(20):
+        while (await locks.inspect("a")).waiters:
+            await asyncio.sleep(0.001)
+    # a waiter of a process that died: it is in the queue and its sign of life is old
+    await lab.redis("RPUSH", lab.key("q", "a"), "dead-request")
+    await lab.redis("HSET", lab.key("w", "a"), "dead-request", "x 30000 1 1 1 nowhere dead")
+    async with asyncio.TaskGroup() as group:
+        alive = group.create_task(locks.acquire("a", owner="alive", ttl_ms=TTL, wait_ms=20_000))
+        async with asyncio.timeout(20):
+            while (await locks.inspect("a")).waiters < 2:
+                await asyncio.sleep(0.001)
+        await locks.release("a", owner="holder", token=held.token)
+    assert alive.result().owner == "alive"
+
+
+async def test_the_wait_ends_on_time(lab: Lab) -> None:
+    """A waiter that is not served is refused and leaves no trace in the queue."""
+    locks = await lab.manager()
+    await locks.acquire("a", owner="holder", ttl_ms=30_000)
+    with pytest.raises(LockHeldError):
+        await locks.acquire("a", owner="w", ttl_ms=TTL, wait_ms=50)
+    async with asyncio.timeout(20):
+        while (await locks.inspect("a")).waiters:
+            await asyncio.sleep(0.001)
+
+
+async def test_a_lost_notification_is_made_up_for(lab: Lab) -> None:
+    """A waiter that was never told finds out at its next beat."""
+    locks = await lab.manager()
+    held = await locks.acquire("a", owner="holder", ttl_ms=30_000)
+    locks._told = lambda payload: None
+    locks._link._handlers[locks._channel.encode()] = locks._told
+    async with asyncio.TaskGroup() as group:
+        waiter = group.create_task(locks.acquire("a", owner="w", ttl_ms=5_000, wait_ms=20_000))
+        async with asyncio.timeout(20):
+            while not (await locks.inspect("a")).waiters:
+                await asyncio.sleep(0.001)
+        await locks.release("a", owner="holder", token=held.token)
+    assert waiter.result().token > held.token
+
+
+async def test_the_queue_is_bounded(lab: Lab) -> None:
+    """One waiter more than allowed is sent away with a time to come back."""
+    limits = Limits(ttl_min_ms=20, ttl_usual_ms=300, beat_ms=200, waiters_max=1)
+    locks = await lab.manager(limits=limits)
+    await locks.acquire("a", owner="holder", ttl_ms=30_000)
+    waiter = asyncio.ensure_future(locks.acquire("a", owner="w", ttl_ms=TTL, wait_ms=20_000))
+    async with asyncio.timeout(20):
+        while not (await locks.inspect("a")).waiters:
+            await asyncio.sleep(0.001)
+    with pytest.raises(UnavailableError, match="wait already"):
+        await locks.acquire("a", owner="w2", ttl_ms=TTL, wait_ms=1)
+    waiter.cancel()
+    await asyncio.wait({waiter})
+
+
+async def test_a_longer_ttl_is_announced_in_etcd_first(lab: Lab) -> None:
+    """The quarantine after a loss is as long as the longest TTL granted, because etcd knows it."""
+    locks = await lab.manager()
+    before, _ = await locks.register.read()
+    await locks.acquire("a", owner="o", ttl_ms=20_000)
+    after, _ = await locks.register.read()
+    assert (before.ttl_high_ms, after.ttl_high_ms) == (LIMITS.ttl_usual_ms, 20_000)
+    renewed = await locks.acquire("b", owner="o", ttl_ms=TTL)
+    await locks.renew("b", owner="o", token=renewed.token, ttl_ms=25_000)
+    assert (await locks.register.read())[0].ttl_high_ms == 25_000
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("name", {"name": "bad name"}),
+        ("owner", {"owner": ""}),
+        ("ttl_ms", {"ttl_ms": 1}),
+        ("ttl_ms", {"ttl_ms": 60_001}),
+        ("wait_ms", {"wait_ms": -1}),
+        ("request_id", {"request": "two words"}),
+    ],
+)
+async def test_bad_input_names_the_field(lab: Lab, field: str, values: dict[str, object]) -> None:
+    """Nothing is sent for a request that cannot be right."""
+    locks = await lab.manager()
+    ask: dict[str, object] = {"name": "a", "owner": "o", "ttl_ms": TTL} | values
+    with pytest.raises(InvalidInputError) as refused:
+        await locks.acquire(ask.pop("name"), **ask)
+    assert refused.value.field == field
+
+
+async def test_inspection_lists_and_force(lab: Lab) -> None:
+    """An operator sees holders and waiters, and can take a lock from the holder that was seen."""
+    locks = await lab.manager()
+    held = await locks.acquire("a/1", owner="o", ttl_ms=30_000)
+    await locks.acquire("b", owner="r", ttl_ms=30_000, shared=True)
+    states, cursor = await locks.list(count=1000)
+    assert cursor == 0
+    assert sorted(state.name for state in states) == ["a/1", "b"]
+    async with asyncio.TaskGroup() as group:
+        waiter = group.create_task(locks.acquire("a/1", owner="w", ttl_ms=30_000, wait_ms=20_000))
+        async with asyncio.timeout(20):
+            while not (await locks.inspect("a/1")).waiters:
+                await asyncio.sleep(0.001)
+        assert not await locks.force("a/1", (Token(9, 9),)), "nobody holds that token"
+        assert await locks.force("a/1", (held.token,))
+    assert waiter.result().token > held.token
+    with pytest.raises(LockLostError):
+        await locks.renew("a/1", owner="o", token=held.token, ttl_ms=TTL)
+
+
+async def test_watching_tells_of_every_hand_over(lab: Lab) -> None:
+    """A follower sees a grant, an expiry without any event, and a grant again."""
+    locks = await lab.manager()
+    seen: list[str] = []
+
+    async def follow() -> None:
+        async for state in locks.watch("a"):
+            seen.append(state.holders[0].owner if state.holders else "-")
+            if seen == ["-", "one", "-", "two"]:
+                return
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        group.create_task(follow())
+        await until(lambda: seen == ["-"])
+        await locks.acquire("a", owner="one", ttl_ms=TTL)
+        await until(lambda: seen == ["-", "one", "-"])
+        await locks.acquire("a", owner="two", ttl_ms=TTL)
+    assert not locks._watches._followers
+
+
+async def test_statistics_by_name(lab: Lab) -> None:
+    """What happened to a name is counted."""
+    locks = await lab.manager()
+    grant = await locks.acquire("a", owner="o", ttl_ms=TTL)
+    with pytest.raises(LockHeldError):
+        await locks.acquire("a", owner="p", ttl_ms=TTL)
+    await locks.renew("a", owner="o", token=grant.token, ttl_ms=TTL)
+    await locks.release("a", owner="o", token=grant.token)
+    counts = locks.statistics.of("a")
+    assert (counts.granted, counts.refused, counts.renewed, counts.released) == (1, 1, 1, 1)
+
+
+async def test_counters_beyond_doubles(lab: Lab) -> None:
+    """With an epoch above 2^21 tokens do not fit a double; they stay exact and unique."""
+    locks = await lab.manager(epoch_floor=(1 << 21) + 1)
+    tokens = []
+    for _ in range(3):
+        grant = await locks.acquire("a", owner="o", ttl_ms=TTL)
+        tokens.append(grant.token.value)
+        await locks.release("a", owner="o", token=grant.token)
+    assert tokens[0] > 1 << 53
+    assert tokens == [tokens[0], tokens[0] + 1, tokens[0] + 2]
+
+
+async def test_the_epoch_rolls_long_before_its_counter_is_used_up(lab: Lab) -> None:
+    """Past half of the counter the keeper rolls the epoch, without a quarantine: nothing is lost."""
+    locks = await lab.manager()
+    held = await locks.acquire("b", owner="o", ttl_ms=30_000)
+    await lab.redis("HSET", lab.fence, "counter", str((1 << 32) // 2 + 5))
+    await until(lambda: locks.lineage.epoch == held.token.epoch + 1)
+    assert locks.lineage.state == "open"
+    grant = await locks.acquire("a", owner="o", ttl_ms=TTL)
+    assert grant.token > held.token
+    await locks.renew("b", owner="o", token=held.token, ttl_ms=TTL)
+
+
+async def test_a_used_up_counter_grants_nothing(lab: Lab) -> None:
+    """A follower that cannot roll refuses rather than let the counter run into the epoch."""
+    leads = [True]
+    locks = await lab.manager(may_bump=lambda: leads[0])
+    leads[0] = False
+    await lab.redis("HSET", lab.fence, "counter", str((1 << 32) - 2))
+    with pytest.raises(UnavailableError, match="used up"):
+        await locks.acquire("a", owner="o", ttl_ms=TTL)

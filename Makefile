@@ -41,8 +41,11 @@ test: setup ## install what the tests need and run the whole suite
 
 check: ## format, lint, types, import contracts, generated code, API: seconds
 	$(WITH_UV) run="$$uv run --quiet --locked"; \
-	  $$run ruff format --check . && $$run ruff check . && $$run mypy && $$run lint-imports && \
-	  $$run python scripts/gen_proto.py --check && $$run buf lint
+	  $$run ruff format --check . && $$run ruff check . && $$run mypy && $$run lint-imports || exit 1; \
+	  for generator in scripts/gen_*.py scripts/sync_*.py; do \
+	    $$run python $$generator --check || exit 1; \
+	  done; \
+	  $$run buf lint
 
 proto: ## generate controlplane/v1 from proto/
 	$(WITH_UV) exec "$$uv" run --quiet --locked python scripts/gen_proto.py
@@ -52,5 +55,5 @@ bench: ## every measurement in bench/, each prints a table
 	  echo "== $$bench"; "$$uv" run --quiet --locked python "$$bench" $(ARGS) || exit 1; \
 	done
 
-chaos: ## the long fault suites: regions killed and hung again and again
-	$(WITH_UV) exec "$$uv" run --quiet --locked python bench/failover.py $(ARGS)
+chaos: ## the failover laboratory, every scenario (needs root; ARGS="region-killed --runs 20")
+	$(WITH_UV) exec "$$uv" run --quiet --locked python -m tests.fabric $(ARGS)

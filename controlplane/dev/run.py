@@ -90,6 +90,7 @@ class Session:
         self._observer = Observer(cluster, self._on_event)
         self._versions: dict[str, str] = {}
         self._dead: set[str] = set()
+        self._redis_primary = self._layout.ports[f"redis-{self._layout.regions[0]}/redis"]
 
     async def run(self) -> int:
         """Start, serve until the end, return 0."""
@@ -120,6 +121,7 @@ class Session:
             self._publish()
             tasks.create_task(self._observer.run())
             tasks.create_task(self._watch_children())
+            tasks.create_task(self._watch_redis())
             if self._options.for_s is not None:
                 tasks.create_task(self._end_after(self._options.for_s))
             await (self._print_lines() if self._options.headless else self._draw())
@@ -129,10 +131,23 @@ class Session:
         self._stop.set()
 
     def _publish(self) -> None:
-        topology = describe(self._cluster, self._versions)
-        statedir.write_topology(self._layout.topology_file, topology)
+        self._write_topology()
         if self._options.headless:
             self._line({"type": "ready", "topology": str(self._layout.topology_file)})
+
+    def _write_topology(self) -> None:
+        topology = describe(self._cluster, self._versions, self._redis_primary)
+        statedir.write_topology(self._layout.topology_file, topology)
+
+    async def _watch_redis(self) -> None:
+        """Keep topology.json true about the primary."""
+        while True:
+            await self._clock.sleep_ms(TICK_MS)
+            primary = await self._cluster.redis_primary()
+            if primary and primary.port != self._redis_primary:
+                self._redis_primary = primary.port
+                self._observer.note(f"{primary.name} is the primary of the locks", "redis")
+                self._write_topology()
 
     async def _watch_children(self) -> None:
         """Reap and report what dies, and keep topology.json true about process ids."""
@@ -140,15 +155,14 @@ class Session:
         while True:
             await self._clock.sleep_ms(REAP_MS)
             dead = {m.name for m in self._cluster.members.values() if m.state is State.DEAD}
-            for name in sorted(dead - self._dead):
-                self._observer.note(f"{name} is dead", "process")
-            for name in sorted(self._dead - dead):
-                self._observer.note(f"{name} runs again", "process")
+            if died := sorted(dead - self._dead):
+                self._observer.note(f"dead: {', '.join(died)}", "process")
+            if back := sorted(self._dead - dead):
+                self._observer.note(f"runs again: {', '.join(back)}", "process")
             self._dead = dead
             if (now := self._pids()) != pids:
                 pids = now
-                topology = describe(self._cluster, self._versions)
-                statedir.write_topology(self._layout.topology_file, topology)
+                self._write_topology()
 
     def _pids(self) -> dict[str, int]:
         return {member.name: member.child.pid for member in self._cluster.members.values()}
@@ -176,11 +190,13 @@ class Session:
     def _where(self) -> dict[str, str]:
         consoles = [f"http://127.0.0.1:{m.port}/" for m in self._cluster.of_role(Role.REPLICA)]
         listener = self._layout.address("envoy/listener")
+        elsewhere = self._layout.state_dir != statedir.DEFAULT_STATE_DIR.absolute()
         return {
             "console": "  ".join(consoles),
             "envoy": f"http://{listener}/v1/channels/alipay/payments",
             "try": "weir chaos kill-region --region east   weir chaos restore-region --region east",
             "": "weir status   weir routes   weir failovers   weir chaos list",
+            **({"first": f"export WEIR_STATE_DIR={self._layout.state_dir}"} if elsewhere else {}),
             "state": f"{self._layout.state_dir}   (Ctrl-C stops everything)",
         }
 

@@ -30,8 +30,11 @@ async def _version(binary: str) -> str:
     return match.group().decode() if match else "unknown"
 
 
-def describe(cluster: Cluster, of_servers: dict[str, str]) -> dict[str, Any]:
-    """Return the content of topology.json as pinned by the public contract, and our additions."""
+def describe(cluster: Cluster, of_servers: dict[str, str], redis_primary: int) -> dict[str, Any]:
+    """Return the content of topology.json as pinned by the public contract, and our additions.
+
+    `redis_primary` is the port of the Redis that is primary now.
+    """
     layout = cluster.layout
     first = layout.regions[0]
     envoy = cluster.members["envoy"]
@@ -40,7 +43,7 @@ def describe(cluster: Cluster, of_servers: dict[str, str]) -> dict[str, Any]:
         "versions": of_servers,
         "etcd": layout.etcd_endpoints,
         "redis": {
-            "primary": layout.address(f"redis-{first}/redis"),
+            "primary": f"127.0.0.1:{redis_primary}",
             "all": [layout.address(f"redis-{region}/redis") for region in layout.regions],
             "sentinels": [layout.address(f"sentinel-{region}/redis") for region in layout.regions],
         },

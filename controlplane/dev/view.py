@@ -15,6 +15,8 @@ from controlplane.dev.observe import Snapshot
 
 EVENTS_SHOWN = 8
 BAR_CELLS = 20
+ROLES = ("replica", "agent", "gateway", "etcd", "redis", "sentinel")
+"""Order in which a region's processes are shown."""
 SPARK = "▁▂▃▄▅▆▇█"
 SPARK_SECONDS = 60
 _FULL_BP = 10_000
@@ -145,9 +147,8 @@ def _processes(snapshot: Snapshot, region: str) -> Text:
     """One dot per process; several of a kind share one label."""
     text = Text()
     shown = ""
-    for process in snapshot.processes:
-        if process.region != region:
-            continue
+    mine = [process for process in snapshot.processes if process.region == region]
+    for process in sorted(mine, key=lambda process: ROLES.index(process.role)):
         if shown and process.role != shown:
             text.append(f" {shown}  ", style="dim")
         shown = process.role
@@ -199,12 +200,11 @@ def _payments(snapshot: Snapshot) -> Text:
             style = "green" if value >= 1 else "yellow" if value > 0.5 else "red"  # noqa: PLR2004
             line.append(SPARK[int(value * (len(SPARK) - 1))], style=style)
     p50, p99 = paid["recent"]["p50_ms"], paid["recent"]["p99_ms"]
-    line.append(f"\n  p50 {p50 or 0:.0f} ms · p99 {p99 or 0:.0f} ms · sent {paid['sent']}")
-    line.append(f" · succeeded {totals['succeeded']}")
+    style = "bold red" if snapshot.double_charges else "green"
+    line.append(f"\n  charged twice {snapshot.double_charges}", style=style)
     for kind in ("failed", "unknown"):
         line.append(f" · {kind} {totals[kind]}", style="red" if totals[kind] else "")
-    style = "bold red" if snapshot.double_charges else "green"
-    line.append(f" · charged twice {snapshot.double_charges}", style=style)
+    line.append(f" · p50 {p50 or 0:.0f} ms · p99 {p99 or 0:.0f} ms · sent {paid['sent']}")
     return line
 
 

@@ -93,7 +93,10 @@ async def _stream(
             reading = reading or asyncio.ensure_future(call.read())
             await asyncio.wait({reading}, timeout=options.progress_ms / 1000)
             if not reading.done():
-                if clock.monotonic_ms() - heard_ms > options.silence_ms:
+                # a member that has just failed somebody else's call deserves half the patience
+                failed = link.failed_at_ms > heard_ms
+                patience_ms = options.silence_ms // 2 if failed else options.silence_ms
+                if clock.monotonic_ms() - heard_ms > patience_ms:
                     raise _SilentError(link.endpoint)
                 await call.write(_progress())
                 continue

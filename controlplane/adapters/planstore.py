@@ -44,6 +44,7 @@ from controlplane.model.errors import (
     InvalidInputError,
     RefusedError,
     UnavailableError,
+    WeirError,
 )
 from controlplane.model.ids import Epoch, Term
 from controlplane.model.intents import Intents
@@ -68,6 +69,11 @@ EVENTS_PER_WRITE: Final = 64
 """etcd takes 128 operations a transaction; the rest of a burst is counted, critical ones first."""
 FAILOVERS_PER_WRITE: Final = 32
 FAILOVERS_READ: Final = 100
+FAILOVERS_KEPT: Final = 1_000
+UPKEEP_MS: Final = 300_000
+"""One compaction in this time, to where history stood the time before: watches that were cut off
+for less than that resume exactly."""
+UPKEEP_PATIENCE_MS: Final = 300
 REQUEST_MAX: Final = 1_400_000
 """Bytes of one transaction; etcd refuses 1.5 MiB."""
 COMPRESS_FROM: Final = 4_096
@@ -108,6 +114,7 @@ class EtcdPlanStore:
         self._budget_ms = budget_ms
         self._chain: _Chain | None = None
         self._seq = 0
+        self._kept_up: tuple[int, int] | None = None
         self._intents = EtcdIntents(kv, self.keys, clock)
 
     # --- reading ---------------------------------------------------------------------------------
@@ -251,6 +258,7 @@ class EtcdPlanStore:
             if state is not None:
                 puts.append(Put(key=self.keys.state, value=_pack_state(state)))
             await self._write(leadership, chain, beat, puts, len(events), ())
+            await self._keep_up(leadership, chain.heartbeat_revision)
 
     async def touch(self, leadership: Leadership) -> None:
         """Make one guarded write that says nothing: proves the term, renews the deadline."""
@@ -331,6 +339,33 @@ class EtcdPlanStore:
         chain.last_event += min(events, EVENTS_PER_WRITE)
         self.on_write(leadership.term, sent_ms)
         return result.revision
+
+    async def _keep_up(self, leadership: Leadership, revision: int) -> None:
+        """Every UPKEEP_MS: drop etcd's history older than that, and the oldest failovers."""
+        now_ms = self._clock.monotonic_ms()
+        since_ms, old_revision = self._kept_up or (now_ms, revision)
+        self._kept_up = self._kept_up or (now_ms, revision)
+        if now_ms - since_ms < UPKEEP_MS:
+            return
+        self._kept_up = (now_ms, revision)
+        try:
+            async with asyncio.timeout(UPKEEP_PATIENCE_MS / 1000):
+                await self._kv.compact(old_revision)
+                kvs, _ = await self._kv.get_prefix(self.keys.failovers)
+                kvs = sorted(kvs, key=lambda kv: kv.create_revision)
+                surplus = kvs[: max(0, len(kvs) - FAILOVERS_KEPT)][:FAILOVERS_PER_WRITE]
+                if surplus:
+                    await self._kv.txn(
+                        (
+                            Compare(
+                                key=self.keys.leader, target="mod", op="==",
+                                operand=leadership.term,
+                            ),
+                        ),
+                        [Delete(key=kv.key) for kv in surplus],
+                    )  # fmt: skip
+        except (TimeoutError, WeirError) as error:
+            log.info("upkeep_put_off", error=str(error))
 
     def _guards(self, chain: _Chain) -> tuple[Compare, ...]:
         """Conditions of every leader write: the term, and the link of the chain."""

@@ -16,7 +16,13 @@ from controlplane.adapters.planstore import EtcdPlanStore
 from controlplane.clock import SystemClock
 from controlplane.dev.servers import EtcdCluster
 from controlplane.model.epochs import EPOCH_JUMP_MAX, EPOCH_MAX, believable, next_epoch
-from controlplane.model.errors import Alarm, DeposedError, InvalidInputError, RefusedError
+from controlplane.model.errors import (
+    Alarm,
+    CompactedError,
+    DeposedError,
+    InvalidInputError,
+    RefusedError,
+)
 from controlplane.model.ids import ChannelName, Epoch, RegionName
 from controlplane.model.intents import Drain, Freeze, Override
 from controlplane.model.plan import Event, FailoverRecord, Plan, Route, Severity
@@ -166,6 +172,26 @@ async def test_events_are_numbered_paged_and_bounded(
     assert kinds["worst"].data["n"] == "7"
     assert kinds["events_left_out"].data["count"] == "137"
     assert kinds["h59"].region == "east"
+
+
+async def test_history_is_compacted_at_a_bounded_rate(
+    own_kv: EtcdClient, cluster_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader drops etcd's history to where it stood one upkeep earlier, no further, and keeps
+    the newest failovers only; nothing of that happens more often."""
+    monkeypatch.setattr(planstore, "FAILOVERS_KEPT", 3)
+    store = EtcdPlanStore(own_kv, cluster_name, CLOCK)
+    me = await lead(own_kv, cluster_name)
+    for i in range(6):
+        record = FailoverRecord(id=f"f-{i}", region=EAST, kind="dead", cause="", symptom_ms=1)
+        await store.heartbeat(me, BEAT, None, (), [record])
+    kept = await own_kv.revision()
+    monkeypatch.setattr(planstore, "UPKEEP_MS", 0)
+    await store.heartbeat(me, BEAT)  # to where the first write stood
+    await store.heartbeat(me, BEAT)  # to where the last one stood
+    with pytest.raises(CompactedError):
+        await anext(own_kv.watch(store.keys.root, kept))
+    assert [record.id for record in await store.failovers()] == ["f-5", "f-4", "f-3"]
 
 
 async def test_an_oversized_tick_is_refused_before_it_is_sent(

@@ -1,0 +1,146 @@
+"""What a caller of the etcd client feels when the member it uses dies or hangs.
+
+    python bench/etcd_client.py [--runs 30] [--members 3]
+
+One writer does a compare-and-swap every 5 ms, one watcher follows. In each run the member that both
+use is hit: kill -9 or SIGSTOP, once while it follows in raft (the client's own doing shows) and
+once while it leads raft (etcd's election comes on top). Prints one JSON line per scenario: longest
+gap between two acknowledged writes and between two watched events (median, p99, largest, in ms),
+failed writes, and events lost or repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+from controlplane.adapters.etcd import EtcdClient
+from controlplane.adapters.etcd_links import EtcdOptions
+from controlplane.dev.servers import EtcdCluster, scratch_root
+from controlplane.model.errors import WeirError
+from controlplane.ports import Compare, Put
+
+KEY = b"/bench"
+AFTER_S = 4.0
+
+
+class Run:
+    """One fault under traffic."""
+
+    def __init__(self, kv: EtcdClient) -> None:
+        self.kv = kv
+        self.acked: list[float] = []
+        self.seen: list[tuple[float, int]] = []
+        self.numbers: list[int] = []
+        self.failed = 0
+
+    async def write(self, until_s: float) -> None:
+        """Count up by compare-and-swap until a moment."""
+        found = await self.kv.get(KEY)
+        revision = found.mod_revision if found else 0
+        number = int(found.value) if found else 0
+        while time.perf_counter() < until_s:
+            number += 1
+            try:
+                done = await self.kv.txn(
+                    [Compare(key=KEY, target="mod", op="==", operand=revision)],
+                    [Put(key=KEY, value=b"%d" % number)],
+                )
+            except WeirError:
+                self.failed += 1
+                found = await self.kv.get(KEY)
+                assert found
+                revision, number = found.mod_revision, int(found.value)
+                continue
+            self.failed += not done.succeeded
+            revision = done.revision
+            self.acked.append(time.perf_counter())
+            self.numbers.append(number)
+            await asyncio.sleep(0.005)
+
+    async def watch(self, revision: int) -> None:
+        """See every write."""
+        async for batch in self.kv.watch(KEY, revision):
+            self.seen += [(time.perf_counter(), int(e.value or b"0")) for e in batch]
+
+
+def longest_ms(moments: list[float]) -> float:
+    """Return the longest gap."""
+    return max(1000 * (b - a) for a, b in itertools.pairwise(moments))
+
+
+async def one(cluster: EtcdCluster, fault: str, *, leads: bool) -> tuple[float, float, int, int]:
+    """One run: write gap, watch gap, failed writes, events lost or repeated."""
+    kv = await EtcdClient.connect(cluster.endpoints, options=EtcdOptions(call_ms=5000))
+    member = cluster.leader()
+    if not leads:
+        member = next(m for m in cluster.members if m is not member)
+    kv._links._current = next(k for k in kv._links.all if k.endpoint == member.endpoint)  # noqa: SLF001
+    run = Run(kv)
+    watching = asyncio.ensure_future(run.watch(await kv.revision() + 1))
+    writing = asyncio.ensure_future(run.write(time.perf_counter() + 1 + AFTER_S))
+    await asyncio.sleep(1)
+    (member.child.kill if fault == "kill" else member.child.pause)()
+    await writing
+    for _ in range(500):
+        if run.seen and run.seen[-1][1] == run.numbers[-1]:
+            break
+        await asyncio.sleep(0.01)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    await kv.aclose()
+    if fault == "kill":
+        member.child.start()
+    else:
+        member.child.resume()
+    cluster.wait_ready()
+    seen = [number for _, number in run.seen]
+    expected = list(range(run.numbers[0], run.numbers[-1] + 1))
+    wrong = len(seen) - len(set(seen)) + len(set(expected) ^ set(seen))
+    return longest_ms(run.acked), longest_ms([at for at, _ in run.seen]), run.failed, wrong
+
+
+def figures(values: list[float]) -> dict[str, float]:
+    """Median, p99 and largest."""
+    ordered = sorted(values)
+    p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+    return {
+        "median": round(ordered[len(ordered) // 2]), "p99": round(p99), "max": round(ordered[-1])
+    }  # fmt: skip
+
+
+async def main() -> None:
+    """Run every scenario."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--members", type=int, default=3)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=scratch_root(), prefix="weir-bench-") as name:
+        cluster = EtcdCluster(Path(name), size=args.members).start()
+        try:
+            for fault in ("kill", "stop"):
+                for leads in (False, True):
+                    done = [await one(cluster, fault, leads=leads) for _ in range(args.runs)]
+                    line = {
+                        "fault": fault, "member": "raft leader" if leads else "raft follower",
+                        "members": args.members, "runs": args.runs,
+                        "write_gap_ms": figures([d[0] for d in done]),
+                        "watch_gap_ms": figures([d[1] for d in done]),
+                        "failed_writes": sum(d[2] for d in done),
+                        "events_lost_or_repeated": sum(d[3] for d in done),
+                    }  # fmt: skip
+                    print(json.dumps(line), flush=True)
+        finally:
+            cluster.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

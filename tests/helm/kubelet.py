@@ -18,6 +18,7 @@ from pathlib import Path
 from controlplane.dev.process import Child, find_binary
 from controlplane.dev.servers import http_get, wait_until
 from tests.helm.charts import Json, Release, Workload
+from tests.helm.issuer import Issuer
 
 PROBE_S = 60.0
 """Longest wait for a probe to succeed; the rendered budgets are checked for being at least this."""
@@ -31,6 +32,7 @@ class LocalPod:
     workload: Workload
     root: Path
     name: str
+    issuer: Issuer | None = None
     running: dict[str, Child] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,6 +57,14 @@ class LocalPod:
             )
             for key, text in source["data"].items():
                 (folder / key).write_text(self.local(text))
+        if "secret" in volume and self.issuer is not None:
+            wanted = [
+                certificate
+                for certificate in self.release.of("Certificate")
+                if certificate["spec"]["secretName"] == volume["secret"]["secretName"]
+            ]
+            for key, data in self.issuer.secret(wanted[0]).items():
+                (folder / key).write_bytes(data)
 
     def local(self, text: str) -> str:
         """Return the text with every mount path replaced by its folder."""
@@ -159,10 +169,10 @@ class LocalPod:
         return [path for path in self.cwd.rglob("*") if path.is_file()]
 
 
-def pod_of(release: Release, workload: str, root: Path) -> LocalPod:
+def pod_of(release: Release, workload: str, root: Path, issuer: Issuer | None = None) -> LocalPod:
     """Make the first pod of a workload."""
     found = next(w for w in release.workloads() if w.name == workload)
     name = f"{workload}-0"
     folder = root / name
     folder.mkdir(parents=True)
-    return LocalPod(release=release, workload=found, root=folder, name=name)
+    return LocalPod(release=release, workload=found, root=folder, name=name, issuer=issuer)

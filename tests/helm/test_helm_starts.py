@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import yaml
 from controlplane.dev.process import free_ports
 from controlplane.dev.servers import EtcdCluster, http_get, scratch_root
 from tests.helm.charts import MINIMAL, Harness, Json, Release, merge
+from tests.helm.issuer import Issuer
 from tests.helm.kubelet import LocalPod, pod_of
 
 
@@ -55,16 +58,40 @@ class Region:
     release: Release
     root: Path
     pods: list[LocalPod]
+    issuer: Issuer = field(default_factory=Issuer)
 
     def pod(self, workload: str) -> LocalPod:
         """Make a pod that ends with the test."""
-        made = pod_of(self.release, workload, self.root)
+        made = pod_of(self.release, workload, self.root, self.issuer)
         self.pods.append(made)
         return made
 
 
+CERT_MANAGER: Json = {
+    "tls": {
+        "mode": "certManager",
+        "certManager": {
+            "issuerRef": {"name": "payments-ca"},
+            "clients": [{"name": "oncall", "role": "viewer"}],
+        },
+    },
+}
+
+
 @pytest.fixture
-def region(harness: Harness, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Region]:
+def tls_values() -> Json:
+    """Return the values of TLS: mutual, with certificates as the chart asks for them, unless a test
+    says otherwise."""
+    return CERT_MANAGER
+
+
+PLAINTEXT = pytest.mark.parametrize("tls_values", [{}], ids=["plaintext"])
+
+
+@pytest.fixture
+def region(
+    harness: Harness, tmp_path_factory: pytest.TempPathFactory, tls_values: Json
+) -> Iterator[Region]:
     """Render the chart for loopback, with a real etcd and a payment gateway."""
     grpc, web, agent, listener, admin = free_ports(5)
     backend = ThreadingHTTPServer(("127.0.0.1", 0), _Gateway)
@@ -103,7 +130,7 @@ def region(harness: Harness, tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 },
             },
         )
-        made = Region(harness.helm.render(values), root, [])
+        made = Region(harness.helm.render(merge(values, tls_values)), root, [])
         try:
             yield made
         finally:
@@ -116,9 +143,23 @@ def region(harness: Harness, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         backend.server_close()
 
 
+def status(region: Region, server: str, files: Path | None) -> int:
+    """Return the exit code of `weir status` with a certificate's files, or without one."""
+    options = [
+        word
+        for flag, name in (("ca", "ca.crt"), ("cert", "tls.crt"), ("key", "tls.key"))
+        for word in (f"--{flag}-file", f"{files}/{name}")
+    ]
+    weir = Path(sys.executable).with_name("weir")
+    words = [str(weir), "status", "--server", server, *(options if files else [])]
+    return subprocess.run(words, capture_output=True, check=False, cwd=region.root).returncode
+
+
 def test_replica_and_agent_run_as_rendered(region: Region) -> None:
-    """The replica starts, passes its probes, makes a plan; the agent takes it and becomes ready;
-    `helm test` passes; both end in time with exit code 0 and write only to their volumes."""
+    """With the certificates that the chart asks for: the replica starts, passes its probes, makes a
+    plan; the agent takes it and becomes ready; `helm test` passes; a viewer reads the status, which
+    the replica's own certificate may not, nor anybody without one; both daemons end in time with
+    exit code 0 and write only to their volumes."""
     replica = region.pod("weir-east")
     replica.start("weir")
     replica.wait_for("weir", "readinessProbe")
@@ -138,6 +179,16 @@ def test_replica_and_agent_run_as_rendered(region: Region) -> None:
     answered = test.run("ready")
     assert answered.returncode == 0, answered.stderr
 
+    wanted = region.release.one("Certificate", "weir-east-client-oncall")
+    oncall = region.root / "oncall"
+    oncall.mkdir()
+    for key, data in region.issuer.secret(wanted).items():
+        (oncall / key).write_bytes(data)
+    server = replica.environment(replica.container("weir"))["WEIR_SERVER"]
+    assert status(region, server, oncall) == 0
+    assert status(region, server, Path(replica.local("/etc/weir-tls"))) != 0
+    assert status(region, server, None) != 0
+
     for pod, name in ((agent, "agent"), (replica, "weir")):
         code, took_s = pod.end(name)
         assert code == 0, (pod.root / f"{name}.log").read_text()
@@ -147,6 +198,7 @@ def test_replica_and_agent_run_as_rendered(region: Region) -> None:
     assert saved, "the last good plan is on the state volume"
 
 
+@PLAINTEXT
 def test_replica_is_alive_without_etcd_but_not_ready(
     region: Region, harness: Harness, tmp_path: Path
 ) -> None:
@@ -163,6 +215,7 @@ def test_replica_is_alive_without_etcd_but_not_ready(
     assert pod.probe("weir", "readinessProbe") == 503
 
 
+@PLAINTEXT
 def test_gateway_starts_after_its_plan_and_drains_before_it_ends(region: Region) -> None:
     """The bootstrap is generated, Envoy starts once the agent has a plan, takes a payment, and a
     payment in flight survives the end of the pod: the preStop hook drains first."""

@@ -376,7 +376,8 @@ async def test_sigterm_ends_in_order(tmp_path: Path, replica: Replica) -> None:
     assert replica.half_closed == 1
     assert out == ""
     events = [json.loads(line)["event"] for line in err.strip().splitlines()]
-    assert events[-2:] == ["agent_stopping", "agent_stopped"]
+    assert events[-1] == "agent_stopped"
+    assert events.count("agent_stopping") == 1
     assert PlanFile(tmp_path / "state").load().plan == plan(4)
 
 

@@ -235,6 +235,7 @@ def redis_role(address: str) -> str:
 def test_refused_actions_change_nothing(whole: DevRun) -> None:
     """Unknown regions, channels and figures are usage errors (exit 2) that name what is known;
     isolate-region is refused (exit 3) and says what to do instead."""
+    before = whole.chaos("list")
     refused: list[tuple[dict[str, Any], str]] = [
         ({"action": "kill-region"}, "--region"),
         ({"action": "degrade-channel", "channel": "nopay"}, "alipay"),
@@ -253,4 +254,4 @@ def test_refused_actions_change_nothing(whole: DevRun) -> None:
         done = weir("chaos", *args, "--state-dir", str(whole.state_dir))
         assert (done.returncode, said in done.stderr) == (code, True), (args, done.stderr)
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert whole.settled()
+    assert whole.chaos("list") == before

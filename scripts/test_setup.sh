@@ -16,8 +16,7 @@ chromium:chromium
 nft:nftables
 ip:iproute2
 faketime:faketime
-haproxy:haproxy
-tmux:tmux'
+haproxy:haproxy'
 
 PATH="$PATH:/usr/sbin:/sbin"
 

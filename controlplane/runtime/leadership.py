@@ -8,7 +8,8 @@ Rules
 - Nothing but a guarded write that succeeded renews the deadline, counted from *before* it was sent.
 - The lease of the key is renewed only while the deadline holds: no keepalive hides a hung tick.
 - Suspended, we read the key. If it still carries our term, one guarded write brings us back under
-  the same term; if not, we are a candidate again.
+  the same term; if not, we are a candidate again. Suspended once more without a write of the tick
+  in between, we resign: etcd works and the tick hangs.
 - On exit the key is deleted and the lease revoked: the next leader needs no timeout.
 
 Failure modes. etcd without quorum: everybody is suspended or blind, nobody claims. A lost answer
@@ -87,6 +88,7 @@ class Elector:
         self._deadline_ms = 0
         self._kept_ms = 0
         self._rest_until_ms = 0
+        self._touching = self._touched = False
         self._hint = asyncio.Event()
         self._changed = asyncio.Event()
         self.takeovers = 0
@@ -128,6 +130,7 @@ class Elector:
         """Take in a guarded write that succeeded; `sent_ms` is from before it was sent."""
         if self._held is not None and self._held.term == term:
             self._deadline_ms = max(self._deadline_ms, sent_ms + self._rules.demote_after_ms)
+            self._touched = self._touching
 
     def deposed(self, term: Term) -> None:
         """Take in that etcd refused a write of this term."""
@@ -213,7 +216,7 @@ class Elector:
             self._candidate.claim_failed(self._clock.monotonic_ms())
             await self._drop(lease)
             return
-        self._held, self._lease = won, lease
+        self._held, self._lease, self._touched = won, lease, False
         self._deadline_ms = sent_ms + self._rules.demote_after_ms
         self._kept_ms = sent_ms
         self.takeovers += 1
@@ -231,6 +234,11 @@ class Elector:
         if seen.term != held.term:
             self._lose("deposed")
             return
+        if self._touched:
+            log.error("tick_hangs", term=held.term)
+            await self.resign()
+            return
+        self._touching = True
         try:
             await self._touch(held)
         except DeposedError:
@@ -240,6 +248,8 @@ class Elector:
         else:
             log.info("resumed", term=held.term)
             self._changed.set()
+        finally:
+            self._touching = False
 
     def _lose(self, why: str) -> None:
         if self._held is None:

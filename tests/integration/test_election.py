@@ -1,0 +1,244 @@
+"""Who leads, with the real elector on real etcd: handing over, standing back, being cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from controlplane.adapters.etcd import EtcdClient
+from controlplane.adapters.etcd_keys import Keys
+from controlplane.adapters.etcd_leader import EtcdLeaderKey
+from controlplane.adapters.etcd_links import EtcdOptions
+from controlplane.adapters.planstore import EtcdPlanStore
+from controlplane.clock import SystemClock
+from controlplane.dev.servers import EtcdCluster
+from controlplane.model.errors import DeposedError, WeirError
+from controlplane.model.ids import Epoch
+from controlplane.ports import Beat, Delete
+from controlplane.runtime.election import ElectionRules
+from controlplane.runtime.leadership import Elector
+from tests.support.etcd import *  # noqa: F403 - fixtures
+from tests.support.history import check, read_history
+from tests.support.leader_process import PLAN
+from tests.support.proxy import Proxy
+from tests.support.replicas import Replicas, now_ms, until
+
+CLOCK = SystemClock()
+RULES = ElectionRules(takeover_after_ms=600, demote_after_ms=500, ineligible_extra_ms=700)
+
+
+@dataclass
+class Candidate:
+    """One elector with its store and a heart that beats while it leads."""
+
+    kv: EtcdClient
+    cluster: str
+    name: str
+    rank: int = 0
+    eligible: Callable[[], bool] = lambda: True
+    beating: bool = True
+    beats: int = 0
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.store = EtcdPlanStore(self.kv, self.cluster, CLOCK)
+        self.elector = Elector(
+            key=EtcdLeaderKey(self.kv, self.cluster, CLOCK),
+            touch=self.store.touch,
+            replica=self.name,
+            region="east",
+            clock=CLOCK,
+            rank=self.rank,
+            rules=RULES,
+            eligible=self.eligible,
+            seed=self.rank,
+        )
+        self.store.on_write, self.store.on_deposed = self.elector.renewed, self.elector.deposed
+
+    def start(self) -> Candidate:
+        """Campaign."""
+        self.tasks = [asyncio.ensure_future(self.elector.run()), asyncio.ensure_future(self.beat())]
+        return self
+
+    async def beat(self) -> None:
+        """Write a heartbeat every 50 ms while leading."""
+        while True:
+            if self.beating and (mine := self.elector.leadership) is not None:
+                self.beats += 1
+                beat = Beat(tick=self.beats, attentive_ms=0, wall_ms=CLOCK.wall_ms())
+                with contextlib.suppress(WeirError):  # the next beat tries again
+                    await self.store.heartbeat(mine, beat)
+            await asyncio.sleep(0.05)
+
+    @property
+    def leads(self) -> bool:
+        """Whether it believes to lead."""
+        return self.elector.leadership is not None
+
+    async def stop(self) -> None:
+        """Leave in order."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+@pytest.fixture
+async def make(kv: EtcdClient, cluster_name: str) -> AsyncIterator[Callable[..., Candidate]]:
+    """Make candidates that are stopped at the end."""
+    made: list[Candidate] = []
+
+    def maker(name: str, over: EtcdClient | None = None, **more: object) -> Candidate:
+        made.append(Candidate(over or kv, cluster_name, name, **more).start())
+        return made[-1]
+
+    yield maker
+    for candidate in made:
+        await candidate.stop()
+
+
+async def test_one_leads_and_everybody_knows(make: Callable[..., Candidate]) -> None:
+    """Of three candidates one leads; all name it, its region and its term."""
+    three = [make(f"c{i}", rank=i) for i in range(3)]
+    await until(lambda: sum(c.leads for c in three) == 1, "one leads")
+    leader = next(c for c in three if c.leads)
+    mine = leader.elector.leadership
+    assert mine is not None
+    await until(
+        lambda: all(
+            (c.elector.leader_info.replica, c.elector.leader_info.term) == (leader.name, mine.term)
+            for c in three
+        ),
+        "all know",
+    )
+    assert {c.elector.leader_info.region for c in three} == {"east"}
+
+
+async def test_a_clean_exit_leaves_nothing_to_wait_for(
+    make: Callable[..., Candidate], kv: EtcdClient, cluster_name: str
+) -> None:
+    """A leader that exits deletes its key and lease: the next one claims a vacant key."""
+    first = make("first")
+    await until(lambda: first.leads, "it leads")
+    second = make("second", rank=1)
+    await first.stop()
+    await until(lambda: second.leads, "the other leads")
+    leader = Keys(cluster_name).leader
+    events = [e.value is None for e in await read_history(kv, cluster_name) if e.key == leader]
+    assert events == [False, True, False]
+
+
+async def test_a_hung_tick_loses_the_key(make: Callable[..., Candidate]) -> None:
+    """The process lives, its election loop runs, but the work hangs: neither keepalive nor touch
+    hides that, it gives the key to one that works."""
+    hung = make("hung")
+    await until(lambda: hung.leads, "it leads")
+    other = make("other", rank=1)
+    hung.beating = False
+    await until(lambda: other.leads, "the other leads")
+    assert not hung.leads
+
+
+async def test_the_ineligible_stand_back_while_another_can(make: Callable[..., Candidate]) -> None:
+    """A failed or drained region does not campaign against an eligible one, although it is first
+    in rank; alone, it leads: somebody must."""
+    sick = make("sick", rank=0, eligible=lambda: False)
+    well = make("well", rank=1)
+    await until(lambda: well.leads, "the eligible one leads")
+    assert not sick.leads
+    await well.stop()
+    await until(lambda: sick.leads, "then the other")
+
+
+async def test_who_resigns_lets_others_go_first(make: Callable[..., Candidate]) -> None:
+    """Resigning (cut off from its witnesses) hands over although it would be first in rank."""
+    first = make("first", rank=0)
+    await until(lambda: first.leads, "it leads")
+    second = make("second", rank=1)
+    await until(lambda: second.elector.leader_info.term, "the other watches")
+    await first.elector.resign()
+    assert not first.leads
+    await until(lambda: second.leads, "the other leads")
+    assert not first.leads
+
+
+async def test_a_revoked_lease_ends_the_term_at_once(
+    make: Callable[..., Candidate], kv: EtcdClient, cluster_name: str
+) -> None:
+    """Somebody revokes the leader's lease: its next write is refused, it steps back, and a new
+    term begins; no write of the old one follows."""
+    one = make("one")
+    await until(lambda: one.leads, "it leads")
+    term = one.elector.leader_info.term
+    found = await kv.get(Keys(cluster_name).leader)
+    assert found is not None
+    await kv.revoke_lease(found.lease)
+    await until(lambda: one.leads and one.elector.leader_info.term > term, "a new term")
+    assert check(await read_history(kv, cluster_name), cluster_name) == []
+
+
+async def test_a_leader_cut_off_alone_is_replaced(
+    make: Callable[..., Candidate], shared_etcd: EtcdCluster, kv: EtcdClient, cluster_name: str
+) -> None:
+    """Partition of the leader from every member of etcd while the others reach them: it steps back
+    by its own clock, another takes over, and healed it neither writes nor disturbs."""
+    proxies = [await Proxy(member.client_port).start() for member in shared_etcd.members]
+    far = await EtcdClient.connect(
+        [p.endpoint for p in proxies], options=EtcdOptions(attempt_ms=200, call_ms=800)
+    )
+    cut_off = make("cut-off", far)
+    await until(lambda: cut_off.leads, "it leads")
+    held = cut_off.elector.leadership
+    assert held is not None
+    other = make("other", rank=1)
+    await until(lambda: other.elector.leader_info.term == held.term, "the other watches")
+    for proxy in proxies:
+        proxy.lose_requests = proxy.lose_replies = True
+    await until(lambda: other.leads, "the other leads")
+    assert not cut_off.leads
+    for proxy in proxies:
+        proxy.lose_requests = proxy.lose_replies = False
+        proxy.cut()
+    await until(lambda: cut_off.elector.leader_info.replica == "other", "it sees who leads")
+    assert other.leads
+    assert not cut_off.leads
+    with pytest.raises(DeposedError):
+        await cut_off.store.commit(held, replace(PLAN, epoch=Epoch(99)), b"")
+    assert check(await read_history(kv, cluster_name), cluster_name) == []
+    await cut_off.stop()
+    await far.aclose()
+    for proxy in proxies:
+        await proxy.stop()
+
+
+async def test_a_deleted_heartbeat_harms_nobody(
+    make: Callable[..., Candidate], kv: EtcdClient, cluster_name: str
+) -> None:
+    """An operator deletes the heartbeat key: the leader reads where its chain stands and goes on
+    under the same term."""
+    one = make("one")
+    await until(lambda: one.beats > 3, "it leads")
+    await kv.txn((), [Delete(key=Keys(cluster_name).heartbeat)])
+    beats = one.beats
+    await until(lambda: one.beats > beats + 5 and one.leads, "it goes on")
+
+
+async def test_rolling_restart(kv: EtcdClient, replicas: Replicas) -> None:
+    """Every replica is restarted in turn: each hands over, epochs go on one by one, and no write
+    of any term is out of place."""
+    replicas.start(3, tick_ms=100)
+    await replicas.leader()
+    for process in list(replicas.processes):
+        process.child.signal(15)
+        assert process.child.process is not None
+        await until(lambda p=process: p.child.process.poll() is not None, "it left")
+        process.child.start()
+        await replicas.leader(now_ms())
+        await until(lambda p=process: p.history()[-1]["op"] != "stopped", "it is back")
+    logs = [list(process.history()) for process in replicas.processes]
+    assert check(await read_history(kv, replicas.cluster), replicas.cluster, logs) == []
+    epochs = sorted(line["epoch"] for log in logs for line in log if line["op"] == "ok")
+    assert epochs == list(range(1, len(epochs) + 1))

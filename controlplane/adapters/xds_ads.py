@@ -19,6 +19,7 @@ until then its subscriber counts as live, with an age that grows as soon as a pu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -41,7 +42,7 @@ from controlplane.model.plan import Event, Severity
 SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 ADS_SERVER_OPTIONS: Final = (
     # data planes ping to notice a hung replica; the defaults would answer with too_many_pings
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 250),
     ("grpc.keepalive_permit_without_calls", 1),
     # and the replica pings to notice a data plane that vanished
     ("grpc.keepalive_time_ms", 2000),
@@ -49,6 +50,9 @@ ADS_SERVER_OPTIONS: Final = (
 )
 REMEMBERED_MAX: Final = 4096
 """Departed subscribers that are still named as laggards."""
+
+REFUSE_S: Final = 1.0
+"""How long a refused peer may take to hear why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,21 +340,29 @@ class AdsService:
             )
         session = _Session(machine, refreshes=self._refreshes)
         self._sessions.add(session)
+        error: _DropError | None = None
         try:
+            # before any message: gRPC cannot abort a call whose first write is still under way
+            await context.send_initial_metadata(())
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read(session, context))
                 await self._write(session, context)
         except* _DropError as dropped:
-            error = dropped.exceptions[0]
-            assert isinstance(error, _DropError)
-            await self._refuse(context, error.code, error.reason, str(error))
+            first = dropped.exceptions[0]
+            error = first if isinstance(first, _DropError) else None
         finally:
             self._leave(session)
+        if error is not None:
+            await self._refuse(context, error.code, error.reason, str(error))
 
     async def _refuse(self, context: Any, code: grpc.StatusCode, reason: str, message: str) -> None:
         self._metrics.refused(reason)
         self._event("xds_refused", message, Severity.WARNING)
-        await context.abort(code, message)
+        # a peer that reads nothing does not read its status either; when the handler ends without
+        # one, the call is reset
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REFUSE_S):
+                await context.abort(code, message)
 
     def _leave(self, session: _Session) -> None:
         self._sessions.discard(session)

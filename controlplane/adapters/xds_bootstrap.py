@@ -24,8 +24,9 @@ from typing import Any, Final
 from controlplane.adapters.xds_resources import file_source
 
 XDS_CLUSTER: Final = "weir_xds"
-PING_MS: Final = 1000
-"""Interval of HTTP/2 pings to the replica, and how long the answer may take."""
+PING_MS: Final = 500
+"""Interval of HTTP/2 pings to the replica, and how long the answer may take: a hung replica is left
+after twice this, and set aside by outlier detection."""
 
 Json = dict[str, Any]
 

@@ -1,6 +1,6 @@
 """The failover laboratory.
 
-    python -m tests.fabric [SCENARIO ...] [--runs 20] [--rate 20] [--out DIR]
+    python -m tests.fabric [SCENARIO ...] [--runs 20] [--rate 20] [--out DIR] [--add]
 
 Needs root (namespaces, nft, /dev/net/tun). Enters a network and mount namespace of its own first,
 so that nothing outside is touched and nothing is left.
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=20, help="runs a scenario")
     parser.add_argument("--rate", type=float, default=20, help="payments per second")
     parser.add_argument("--out", type=Path, default=Path("build/fabric"), help="where results go")
-    parser.add_argument("--keep-going", action="store_true", help="go on after a run that failed")
+    parser.add_argument("--add", action="store_true", help="add to the runs that DIR holds")
     options = parser.parse_args()
     unknown = set(options.scenarios) - set(SCENARIOS)
     if unknown:
@@ -42,6 +42,7 @@ def main() -> int:
         runs=options.runs,
         rate=options.rate,
         out=options.out.absolute(),
+        add=options.add,
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.dev.servers import scratch_root
-from tests.fabric.figures import Run, figures, read_payments, regions_in, summary
+from tests.fabric.figures import Payment, Run, figures, read_payments, regions_in, summary
 from tests.fabric.lab import Lab, LabError, laboratory
 from tests.fabric.network import Network, run
 from tests.fabric.plot import timeline
@@ -25,7 +25,7 @@ WARM_S = 4.0
 DRAIN_S = 9.0
 """Longest deadline of a channel and a second: what hangs is answered by then."""
 COLUMNS = ("outage_ms", "failed", "slow", "sent", "suspect_ms", "committed_ms", "applied_ms", "failed_ms",
-           "switches", "leaked", "double_charges")  # fmt: skip
+           "switches", "leaked", "double_charges", "first_payment_ms")  # fmt: skip
 
 
 def say(text: str) -> None:
@@ -34,8 +34,12 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def campaign(names: Sequence[str], *, runs: int, rate: float, out: Path) -> int:
-    """Run everything; 1 when a promise was broken or no run of a scenario counted."""
+def campaign(names: Sequence[str], *, runs: int, rate: float, out: Path, add: bool) -> int:
+    """Run everything; 1 when a promise was broken or no run of a scenario counted.
+
+    With `add`, runs are added to those that `out` holds, so that a long campaign can be done in
+    parts.
+    """
     Path("/run/netns").mkdir(exist_ok=True)
     run("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
     out.mkdir(parents=True, exist_ok=True)
@@ -46,7 +50,8 @@ def campaign(names: Sequence[str], *, runs: int, rate: float, out: Path) -> int:
     tables = []
     try:
         for name in names:
-            done = _scenario(SCENARIOS[name], network, state, runs=runs, rate=rate, out=out)
+            done = _kept(out / f"{name}.json") if add else []
+            done += _scenario(SCENARIOS[name], network, state, runs=runs, rate=rate, out=out)
             if not done:
                 broken += 1
                 continue
@@ -56,12 +61,18 @@ def campaign(names: Sequence[str], *, runs: int, rate: float, out: Path) -> int:
                 json.dumps({"summary": tables[-1], "runs": [_as_json(r) for r in done]}, indent=1)
             )
             (out / f"{name}.svg").write_text(timeline(done[-1]))
-            (out / "table.txt").write_text(text_table(tables))
+            (out / "table.txt").write_text(text_table(_tables(out)))
     finally:
         network.close()
         shutil.rmtree(state, ignore_errors=True)
     sys.stdout.write(text_table(tables))
     return 1 if broken else 0
+
+
+def _tables(out: Path) -> list[dict[str, Any]]:
+    """Return the summaries of all scenarios that have results, in their order."""
+    paths = [out / f"{name}.json" for name in SCENARIOS]
+    return [json.loads(path.read_text())["summary"] for path in paths if path.exists()]
 
 
 def _broken(table: dict[str, Any]) -> int:
@@ -130,9 +141,27 @@ def _last_succeeded(path: Path) -> bool:
     return len(lines) == 5 and all('"succeeded"' in line or '"declined"' in line for line in lines)
 
 
+def _kept(path: Path) -> list[Run]:
+    """Read the runs of an earlier part."""
+    if not path.exists():
+        return []
+    return [
+        Run(
+            scenario=path.stem,
+            number=number,
+            figures=kept["figures"],
+            marks=kept["marks"],
+            payments=[Payment(*line) for line in kept["payments"]],
+            faults=kept["faults"],
+        )
+        for number, kept in enumerate(json.loads(path.read_text())["runs"], 1)
+    ]
+
+
 def _as_json(found: Run) -> dict[str, Any]:
     return {
         "figures": found.figures,
+        "marks": found.marks,
         "faults": found.faults,
         "payments": [dataclasses.astuple(p) for p in found.payments],
     }

@@ -18,7 +18,7 @@ from typing import Any
 from controlplane.dev.ledger import double_charges
 from controlplane.dev.measure import violations
 from tests.fabric.lab import Lab
-from tests.fabric.scenarios import Scenario
+from tests.fabric.scenarios import GREY_CHANNEL, Scenario
 
 LEAK_AFTER_MS = 100
 """An acknowledgement is not convergence: workers of a data plane follow within this."""
@@ -83,6 +83,8 @@ def figures(lab: Lab, scenario: Scenario, number: int, t0_ms: int, payments: lis
         put["switches"] = switches(after, scenario.victim)
         zero = run.marks.get("applied")
         late = [p for p in payments if zero is not None and p.due_ms > zero + LEAK_AFTER_MS]
+        if not scenario.fails_region:
+            late = [p for p in late if p.channel == GREY_CHANNEL]
         put["leaked"] = sum(p.region == scenario.victim for p in late)
     run.faults += violations(lab.recorder.seen)
     return run
@@ -103,7 +105,7 @@ def _weights(lab: Lab, scenario: Scenario, t0_ms: int, run: Run) -> None:
     _mark(run, "applied", applied - t0_ms if applied is not None else None)
 
 
-def _channel(lab: Lab, victim: str, t0_ms: int, run: Run, channel: str = "alipay") -> None:
+def _channel(lab: Lab, victim: str, t0_ms: int, run: Run, channel: str = GREY_CHANNEL) -> None:
     found: dict[str, int] = {}
     for seen in lab.recorder.seen:
         weights = seen.weights.get(channel, {})

@@ -17,6 +17,7 @@ from tests.fabric.network import SHOP
 from tests.fabric.places import FILES_PORT
 
 EAST = "east"
+GREY_CHANNEL = "alipay"
 FLAP_S = 1.5
 FLAP_FOR_S = 30.0
 LEADER_ATTEMPTS = 12
@@ -72,7 +73,7 @@ async def black_hole(lab: Lab) -> None:
 
 async def grey(lab: Lab) -> None:
     """Let a provider fail and slow down behind one region."""
-    lab.fault(EAST, "alipay", '{"errors": 0.3, "latency_ms": 900}')
+    lab.fault(EAST, GREY_CHANNEL, '{"errors": 0.3, "latency_ms": 900}')
 
 
 async def flap(lab: Lab) -> None:

@@ -293,6 +293,12 @@ async def test_slow_subscriber_is_dropped_and_others_are_not() -> None:
         while (await quick.read()).version_info.partition(".")[0] != str(epoch + 1):
             pass
         assert server.metrics.reasons == {"slow": 1}
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await _drain(slow, [])
+        assert ended.value.code() in {
+            grpc.StatusCode.RESOURCE_EXHAUSTED,  # it began to read in time to hear why
+            grpc.StatusCode.CANCELLED,
+        }
         assert "slow: took no message for 200 ms" in server.events[-1].message
         slow.call.cancel()
         quick.call.cancel()

@@ -15,8 +15,7 @@ amtool:prometheus-alertmanager
 chromium:chromium
 nft:nftables
 ip:iproute2
-faketime:faketime
-haproxy:haproxy'
+faketime:faketime'
 
 PATH="$PATH:/usr/sbin:/sbin"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.dev.content import load_content
@@ -61,6 +61,18 @@ async def test_a_key_is_charged_once(east: tuple[TestClient, TestClient, Path]) 
     assert len({body["payment_id"] for _, body in answers}) == 1
     assert (await pay(payments, "k", {"amount": 101, "currency": "CNY"}))[0] == 422
     assert len(path.read_text().splitlines()) == 1
+
+
+async def test_without_memory_the_ledger_tells(
+    east: tuple[TestClient, TestClient, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counter of double charges does count: a gateway that forgets its keys charges twice,
+    and the ledger shows it."""
+    monkeypatch.setattr(Gateway, "_remember", lambda *_: None)
+    payments, _, path = east
+    await pay(payments, "k")
+    await pay(payments, "k")
+    assert list(double_charges([path])) == ["k"]
 
 
 async def test_a_restarted_gateway_remembers(tmp_path: Path) -> None:
@@ -174,6 +186,7 @@ def test_senseless_faults_are_refused(bad: dict[str, Any]) -> None:
         Faults.parse(bad)
 
 
+@settings(max_examples=50)
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists))
 def test_no_body_crashes_the_parser(body: Any) -> None:
     """Whatever JSON arrives, it is a payment or an InvalidInputError."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from lock_world import TTL_MS, World
 
-from controlplane.dev.servers import EtcdCluster, RedisServer
+from controlplane.dev.servers import EtcdCluster
 
 Fault = Callable[[World, EtcdCluster], Awaitable[None]]
 
@@ -262,7 +259,6 @@ def clock_shim(directory: Path) -> dict[str, str]:
     subprocess.run(
         ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"], check=True
     )
-    ctypes.CDLL(str(library))
     moved = directory / "clock"
     moved.write_text("0")
     return {"LD_PRELOAD": str(library), "CLOCK_SHIM": str(moved)}
@@ -294,23 +290,3 @@ UNORDERED_BY_LINEAGE = {"two_masters"}
 """What lineage mode does not promise anything about."""
 MAY_OVERLAP = {"delete_fence", "eviction", "clock_forward", "clock_back"}
 """Faults after which holds may overlap (tokens still order them): locks vanished unnoticed."""
-
-
-def stop(pid: int) -> None:
-    """SIGSTOP."""
-    os.kill(pid, signal.SIGSTOP)
-
-
-def go_on(pid: int) -> None:
-    """SIGCONT."""
-    os.kill(pid, signal.SIGCONT)
-
-
-def server_env(server: RedisServer, env: dict[str, str]) -> None:
-    """Restart a server with an environment."""
-    server.kill()
-    server.start()
-    assert server.child is not None
-    server.child.kill()
-    server.child.env = env
-    server.child.start()

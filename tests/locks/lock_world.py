@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hiredis
 from lock_history import Granted
 
 from controlplane.adapters.etcd import EtcdClient
@@ -224,6 +226,17 @@ class Worker:
                 await self.manager.release(name, owner=owner, token=grant.token)
 
 
+@contextlib.contextmanager
+def _environment(extra: dict[str, str]) -> Iterator[None]:
+    """Set variables while servers are started, for a shim around their clock."""
+    os.environ.update(extra)
+    try:
+        yield
+    finally:
+        for name in extra:
+            del os.environ[name]
+
+
 @dataclass(slots=True)
 class World:
     """Servers a and b, managers m1 and m2 (m1 leads at first), and what happened so far."""
@@ -238,6 +251,7 @@ class World:
     sources: Mapping[str, Script] | None = None
     limits: Limits = LIMITS
     redis_args: tuple[str, ...] = ()
+    redis_env: dict[str, str] = field(default_factory=dict)
     history: list[Granted] = field(default_factory=list)
     leader: Leader = field(default_factory=Leader)
     a: RedisServer = field(init=False)
@@ -252,8 +266,9 @@ class World:
     async def running(self) -> AsyncIterator[World]:
         """Start everything; stop it afterwards."""
         args = ("--enable-debug-command", "yes", *self.redis_args)
-        self.a = RedisServer(self.directory, "a", extra_args=args).start()
-        self.b = RedisServer(self.directory, "b", extra_args=args).start()
+        with _environment(self.redis_env):
+            self.a = RedisServer(self.directory, "a", extra_args=args).start()
+            self.b = RedisServer(self.directory, "b", extra_args=args).start()
         self.ledger = Ledger(self.directory / "ledger.db").open()
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.a.kill)
@@ -312,8 +327,6 @@ class World:
         """Send one command to a server on a connection of its own."""
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         try:
-            import hiredis
-
             writer.write(hiredis.pack_command(tuple(args)))
             parser = hiredis.Reader(encoding="utf-8", errors="replace")
             async with asyncio.timeout(5):

@@ -106,6 +106,8 @@ def _build(hint: Any, data: Any) -> Any:
         if len(arguments) == 2 and arguments[1] is Ellipsis:  # noqa: PLR2004 - tuple[X, ...]
             return tuple(_build(arguments[0], item) for item in data)
         return tuple(_build(kind, item) for kind, item in zip(arguments, data, strict=True))
+    if origin is Sequence:
+        return tuple(_build(arguments[0], item) for item in data)
     if issubclass(origin, Mapping):
         return {_key(arguments[0], key): _build(arguments[1], item) for key, item in data.items()}
     raise TypeError(f"no rule for {hint}")

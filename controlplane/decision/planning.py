@@ -169,8 +169,10 @@ def weigh(
         share = _fallback(world, share, aim.orphans, good, limits)
     fixed = _override(world, share, limits, intents)
     goal = round_columns(share)
-    empty = current.sum(axis=0) == 0
-    lost = (current > 0) & (limits.available[:, None] <= 0)
+    # a column that is not whole is new, or lost a region to another topology
+    empty = current.sum(axis=0) != FULL_BP
+    lost = (current > 0) & ((limits.available[:, None] <= 0) | ~world.load.serves)
+    empty |= ((current > 0) & ~world.load.serves).any(axis=0)
     if limits.frozen:
         # only what safety or an operator asks for may move; nothing at all when cut off
         names = list(world.region_index)

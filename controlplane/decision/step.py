@@ -170,7 +170,9 @@ def _plan(
     situation = planning.situation(world, memory, limits, intents, state.columns["tilt"])
     same = situation == memory.situation and memory.plan is not None
     plan = memory.plan
-    routes = plan.routes if plan is not None else ()
+    # what another topology shaped is built anew, also where its numbers happen to agree
+    known = plan is not None and memory.situation.startswith(f"{world.fingerprint}|")
+    routes = plan.routes if plan is not None and known else ()
     settled = memory.settled
     if not (same and settled):
         shape = (len(world.region_index), len(world.channel_index))
@@ -200,7 +202,7 @@ def _plan(
         )
         for name, region in sorted(memory.regions.items())
     )
-    breakers = _breakers(world, memory, plan)
+    breakers = _breakers(world, memory, plan if known else None)
     return state.having(
         _numbered(memory, plan, routes, regions, breakers, limits.frozen, evidence, events)
     )
@@ -253,10 +255,9 @@ def _numbered(
 
 def _breakers(world: World, memory: Memory, plan: Plan | None) -> tuple[BreakerStatus, ...]:
     """One entry per served cell; entries that did not change keep their object."""
-    held = plan.breakers if plan is not None else ()
-    if len(held) != len(world.served) or any(
-        (b.region, b.channel) != cell for b, cell in zip(held, world.served, strict=True)
-    ):
+    if plan is not None:
+        held = plan.breakers
+    else:
         held = tuple(BreakerStatus(region=r, channel=c) for r, c in world.served)
     out: list[BreakerStatus] | None = None
     for key, breaker in memory.breakers.items():

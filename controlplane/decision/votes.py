@@ -221,8 +221,9 @@ def _next_link(
     recent_ok, recent_failed = held.recent_ok * decay, held.recent_failed * decay
     if ok <= 0:
         return Link(age_ms, failures, held.loss, recent_ok, recent_failed)
-    # the run is over: what failed before this success belongs to the usual loss
-    run = max(0, held.failures + failed - failures)
+    # the run is over: what failed before this success belongs to the usual loss; what failed
+    # before the very first success is a target that was not there yet
+    run = max(0, held.failures + failed - failures) if held.age_ms is not None else 0
     return Link(
         age_ms,
         failures,

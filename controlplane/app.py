@@ -160,8 +160,14 @@ class Replica:
 
     async def run(self) -> None:
         """Start everything, run until stopped, stop in order."""
+        try:
+            self._serve_last_good()
+            await self._run()
+        finally:
+            self.file.close()
+
+    async def _run(self) -> None:
         config = self.config
-        self._serve_last_good()
         self.kv = await EtcdClient.connect(
             config.coordination.endpoints, options=_etcd_options(config), clock=self.clock
         )

@@ -41,6 +41,7 @@ from agents.sntp import ClockOffset
 from agents.sources import Queues, Source, traffic_into
 from agents.store import PlanFile
 from agents.targets import Subject, Target, split_address, targets_of
+from agents.xds_relay import AdsRelay
 from controlplane.adapters.agent_metrics import AgentMetrics
 from controlplane.clock import Clock, SystemClock, fresh_boot_id, seeded
 from controlplane.config import WeirConfig
@@ -100,6 +101,9 @@ class Agent:
         sinks: list[Sink] = [FreshNames(self._resolver)]
         if self._envoy is not None:
             sinks.append(self._envoy)
+        self._ads = self._ads_relay()
+        if self._ads is not None:
+            sinks.append(self._ads)
         self.applier = Applier(self._file, self._clock, sinks, noted=self.metrics.plan_offered)
         if config.agent.grpc_listen is not None:
             check_listen(config.agent.grpc_listen, config.tls)
@@ -122,7 +126,13 @@ class Agent:
             grpc_port: int | None = None
             if (relayed := self._config.agent.grpc_listen) is not None:
                 grpc_port = await stack.enter_async_context(
-                    relay(self.applier, self._clock, relayed, self._config.tls)
+                    relay(
+                        self.applier,
+                        self._clock,
+                        relayed,
+                        self._config.tls,
+                        self._ads.register if self._ads else lambda _: None,
+                    )
                 )
             log.info(
                 "agent_started",
@@ -151,6 +161,8 @@ class Agent:
             ]
             if self._offset is not None:
                 rest.append(start("sntp", self._offset.run))
+            if self._ads is not None:
+                rest.append(start("ads", self._ads.ads.run))
             rest.extend(start(f"source-{i}", s) for i, s in enumerate(self._sources()))
             link = start("link", lambda: self._link.run(link_stop))
             await self._stop.wait()
@@ -256,6 +268,13 @@ class Agent:
         return EnvoyFiles(
             agent.xds_dir, dataplane, split_address(agent.xds_listener, "agent.xds_listener")
         )
+
+    def _ads_relay(self) -> AdsRelay | None:
+        """Serve data planes of this machine where the agent listens and regions have endpoints."""
+        dataplane = self._config.dataplane()
+        if self._config.agent.grpc_listen is None or dataplane is None:
+            return None
+        return AdsRelay(dataplane, self._clock)
 
     def _sources(self) -> list[Part]:
         agent = self._config.agent

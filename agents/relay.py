@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +22,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from agents.apply import Applier
 from agents.targets import split_address
 from controlplane.adapters.routing_service import RoutingService
+from controlplane.adapters.xds_ads import ADS_SERVER_OPTIONS
 from controlplane.clock import Clock
 from controlplane.config import TlsSection
 from controlplane.model.errors import InvalidInputError, UnavailableError, WeirError
@@ -88,11 +89,19 @@ def check_listen(address: str, tls: TlsSection) -> tuple[str, int]:
 
 @contextlib.asynccontextmanager
 async def relay(
-    applier: Applier, clock: Clock, address: str, tls: TlsSection
+    applier: Applier,
+    clock: Clock,
+    address: str,
+    tls: TlsSection,
+    also: Callable[[grpc.aio.Server], None] = lambda _: None,
 ) -> AsyncIterator[int]:
-    """Serve until the block ends; yields the port. WeirError when the address cannot be used."""
+    """Serve until the block ends; yields the port. WeirError when the address cannot be used.
+
+    `also` adds further services before the server starts.
+    """
     host, port = check_listen(address, tls)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *ADS_SERVER_OPTIONS])
+    also(server)
     service = RoutingService(LocalPlan(applier), Subscribers(), clock)
     routing_pb2_grpc.add_RoutingServiceServicer_to_server(service, server)
     checks = health.aio.HealthServicer()

@@ -31,11 +31,11 @@ PROBE_REASONS: Final = (
     "not_serving", "internal",
 )  # fmt: skip
 XDS_TYPES: Final = ("cds", "eds", "lds", "rds")
-LOCK_RESULTS: Final = (
-    "granted", "repeated", "renewed", "released", "lost", "timeout", "refused", "unavailable",
-)  # fmt: skip
-REDIS_ERRORS: Final = ("connection", "timeout", "identity", "script", "quarantine")
+LOCK_RESULTS: Final = ("granted", "held", "withdrawn", "unavailable")
+LOCK_STATES: Final = ("open", "quarantine", "unreachable", "replica", "lost", "stale")
 XDS_REFUSALS: Final = ("full", "admission", "invalid", "slow")
+ETCD_FAILURES: Final = ("unavailable", "deadline_exceeded")
+"""The statuses to expect; any other that gRPC has may appear beside them."""
 ETCD_EVENTS: Final = ("rotation", "ambiguous", "login", "watch_resume", "watch_relist")
 ALARMS: Final = ("audit", "part")
 DENIALS: Final = ("identity", "role", "rate")
@@ -272,7 +272,12 @@ CATALOGUE: Final[tuple[Spec, ...]] = (
         "weir_lock_tokens_rejected",
         "Renewals, releases and checks refused because the token was not current.",
     ),
-    _counter("weir_lock_redis_errors", "Calls of the lock service to Redis that failed.", "kind"),
+    _gauge(
+        "weir_lock_state",
+        "1 for where the epoch of locks stands at this replica; grants are made while it is open. "
+        "Absent without Redis.",
+        "state",
+    ),
     # operators
     _gauge(
         "weir_override_expiry_timestamp_seconds",

@@ -16,7 +16,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from controlplane.adapters.metric_catalogue import (
     BY_NAME,
     ETCD_EVENTS,
+    ETCD_FAILURES,
     FAILOVER_KINDS,
+    LOCK_STATES,
     MAX_QUEUES,
     OTHER,
     OUTCOMES,
@@ -58,6 +60,7 @@ RENDERED: Final = frozenset(
         "weir_etcd_calls",
         "weir_etcd_failures",
         "weir_etcd_events",
+        "weir_lock_state",
     }
 )
 """Names this view renders; all others are kept by prometheus_client itself."""
@@ -92,6 +95,7 @@ class View:
         self.overrides: dict[str, float] = {}
         self.drills: dict[str, float] = {}
         self.etcd: EtcdCounters | None = None
+        self.lock_state: str | None = None
         # the first names seen keep their series: an agent that invents names makes no new ones
         self._queues: dict[str, set[str]] = {}
 
@@ -112,6 +116,11 @@ class View:
         yield from self._etcd_families()
         yield _gauge_family("weir_subscribers", {(k,): v for k, v in self.subscribers.items()})
         yield _gauge_family("weir_subscriber_epoch_lag", {(k,): v for k, v in self.lags.items()})
+        states = (*LOCK_STATES, OTHER) if self.lock_state == OTHER else LOCK_STATES
+        yield _gauge_family(
+            "weir_lock_state",
+            {(s,): s == self.lock_state for s in states} if self.lock_state else {},
+        )
         channels = {str(channel.name): channel for channel in self.topology.channels}
         yield _gauge_family(
             "weir_channel_demand_tps", {(n,): c.demand_tps for n, c in channels.items()}
@@ -193,11 +202,11 @@ class View:
 
     def _etcd_families(self) -> Iterator[Metric]:
         calls: dict[tuple[str, ...], float] = {}
-        failures: dict[tuple[str, ...], float] = {}
+        failures: dict[tuple[str, ...], float] = {(reason,): 0 for reason in ETCD_FAILURES}
         events: dict[tuple[str, ...], float] = {(event,): 0 for event in ETCD_EVENTS}
         if (stats := self.etcd) is not None:
             calls = {(call,): count for call, count in stats.calls.items()}
-            failures = {(reason,): count for reason, count in stats.failures.items()}
+            failures |= {(reason,): count for reason, count in stats.failures.items()}
             events = {
                 ("rotation",): stats.rotations,
                 ("ambiguous",): stats.ambiguous,

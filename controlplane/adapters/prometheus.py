@@ -151,7 +151,6 @@ class Metrics(Meters):
             ("weir_alarms", catalogue.ALARMS),
             ("weir_calls_denied", catalogue.DENIALS),
             ("weir_lock_grants", catalogue.LOCK_RESULTS),
-            ("weir_lock_redis_errors", catalogue.REDIS_ERRORS),
         ):
             for word in words:
                 self.counters[name].labels(word)
@@ -282,10 +281,10 @@ class Metrics(Meters):
         """Count a token that was not current."""
         self.counters["weir_lock_tokens_rejected"].inc()
 
-    def lock_redis_error(self, kind: str) -> None:
-        """Count a failed call to Redis: connection, timeout, identity, script or quarantine."""
-        word = one_of(kind, catalogue.REDIS_ERRORS)
-        self.counters["weir_lock_redis_errors"].labels(word).inc()
+    def set_lock_state(self, state: str) -> None:
+        """Set where the epoch of locks stands: open, quarantine, unreachable, replica, lost,
+        stale."""
+        self._view.lock_state = one_of(state, catalogue.LOCK_STATES)
 
     # --- operators ----------------------------------------------------------------------------
 

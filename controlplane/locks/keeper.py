@@ -179,6 +179,7 @@ class Keeper:
         return max(self._record.quarantine_ms, self._limits.ttl_usual_ms)
 
     def _settle(self, epoch: int, state: str, why: str) -> None:
+        self._metrics.set_lock_state(state)
         if self._lineage.settle(epoch, state):
             self._metrics.set_lock_epoch(epoch)
             log.info("lock_epoch", epoch=epoch, state=state, why=why)

@@ -150,7 +150,7 @@ class LockManager:
         except UnavailableError:
             self.metrics.lock_grant("unavailable")
             raise
-        self.metrics.lock_grant("granted")
+        self.metrics.lock_grant("granted", grant.waited_ms / 1000)
         self.statistics.granted(name, grant.waited_ms)
         return grant
 

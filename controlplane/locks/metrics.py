@@ -8,12 +8,17 @@ from typing import Protocol
 class LockMetrics(Protocol):
     """Port to the metrics; `result` is one of a handful of words."""
 
-    def lock_grant(self, result: str) -> None:
-        """Count an acquisition: granted, handed_off, held, unavailable, withdrawn, lost."""
+    def lock_grant(self, result: str, wait_s: float | None = None) -> None:
+        """Count an acquisition: granted, held, unavailable, withdrawn; a granted one with its wait
+        in s."""
         ...
 
     def set_lock_epoch(self, epoch: int) -> None:
         """Report the epoch in force."""
+        ...
+
+    def set_lock_state(self, state: str) -> None:
+        """Report where the epoch stands: open, quarantine, unreachable, replica, lost, stale."""
         ...
 
     def lock_token_rejected(self) -> None:
@@ -24,10 +29,13 @@ class LockMetrics(Protocol):
 class NoMetrics:
     """Counts nothing."""
 
-    def lock_grant(self, result: str) -> None:
+    def lock_grant(self, result: str, wait_s: float | None = None) -> None:
         """Ignore."""
 
     def set_lock_epoch(self, epoch: int) -> None:
+        """Ignore."""
+
+    def set_lock_state(self, state: str) -> None:
         """Ignore."""
 
     def lock_token_rejected(self) -> None:

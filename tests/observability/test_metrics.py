@@ -52,6 +52,7 @@ def filled(channels: int) -> Metrics:
     metrics.set_override_expiries({c.name: 1.7e9 for c in world.channels})
     metrics.set_certificate_expiry("server", 1.7e9)
     metrics.xds.streams("envoy", 1)
+    metrics.set_lock_state("open")
     return metrics
 
 
@@ -134,7 +135,7 @@ def hostile(metrics: Metrics, rng: random.Random) -> None:
     metrics.xds.streams(junk, 1)
     metrics.xds.refused(junk)
     metrics.lock_grant(junk, 0.1)
-    metrics.lock_redis_error(junk)
+    metrics.set_lock_state(junk)
     metrics.alarm(junk)
     metrics.config_reload(junk)
     metrics.set_certificate_expiry(junk, 1.0)
@@ -282,7 +283,7 @@ def test_series_that_alerts_watch_exist_from_the_start() -> None:
     """increase() sees no rise from nothing: the first NACK, error or failover must not be lost."""
     fresh = values(Metrics(topology(1), version="0"))
     for name in (
-        "weir_xds_nacks_total", "weir_lock_redis_errors_total", "weir_lock_tokens_rejected_total",
+        "weir_xds_nacks_total", "weir_lock_grants_total", "weir_lock_tokens_rejected_total",
         "weir_fenced_writes_rejected_total", "weir_alarms_total",
         "weir_failover_duration_seconds_bucket", "weir_failovers_total",
     ):  # fmt: skip

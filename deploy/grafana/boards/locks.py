@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
-from kit import CLUSTER, GREEN, RED, YELLOW, board, lines, number
+from kit import CLUSTER, GREEN, RED, YELLOW, board, lines, number, states
 from queries import quantile
+
+LOCK_CODES = {1: "open", 2: "quarantine", 3: "unreachable", 4: "replica", 5: "lost", 6: "stale"}
+LOCK_STATES = {
+    code: (state, GREEN if state == "open" else YELLOW if state == "quarantine" else RED)
+    for code, state in LOCK_CODES.items()
+}
 
 
 def make() -> dashboard.Dashboard:
@@ -43,11 +49,11 @@ def make() -> dashboard.Dashboard:
     )
     made.with_panel(
         number(
-            "Redis errors",
-            f"sum(increase(weir_lock_redis_errors_total{{{CLUSTER}}}[5m]))",
-            decimals=0,
-            steps=((None, GREEN), (1, YELLOW), (5, RED)),
-            text="In the last five minutes. Locks fail closed.",
+            "Grants are made",
+            f'max(weir_lock_state{{{CLUSTER}, state="open"}})',
+            words={0: ("no", RED), 1: ("yes", GREEN)},
+            unit="none",
+            text="No: Redis is not reachable, or lost its data and one lease is waited out.",
             width=6,
         )
     )
@@ -78,16 +84,17 @@ def make() -> dashboard.Dashboard:
         )
     )
     made.with_panel(
-        lines(
-            "Redis errors by kind",
-            [
-                (
-                    f"sum by (kind) (rate(weir_lock_redis_errors_total{{{CLUSTER}}}[$__rate_interval]))",
-                    "{{kind}}",
-                )
-            ],
-            unit="ops",
-            text="identity: Redis is not the one it was; quarantine: one lease is waited out.",
+        states(
+            "Where the epoch of locks stands",
+            " or ".join(
+                f'max by (instance) ({code} * weir_lock_state{{{CLUSTER}, state="{state}"}} > 0)'
+                for code, state in LOCK_CODES.items()
+            ),
+            "{{instance}}",
+            LOCK_STATES,
+            text="quarantine: Redis lost its data, one lease is waited out; replica, stale: it is "
+            "not the Redis it was. Grants are made while it is open.",
+            height=8,
         )
     )
     return made.with_panel(

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,12 +191,16 @@ class Session:
     def _where(self) -> dict[str, str]:
         consoles = [f"http://127.0.0.1:{m.port}/" for m in self._cluster.of_role(Role.REPLICA)]
         listener = self._layout.address("envoy/listener")
+        # in a clone, the command is in the clone's environment and not on the user's PATH
+        command = Path(sysconfig.get_path("scripts")) / "weir"
+        inside = command.is_relative_to(Path.cwd())
+        weir = str(command.relative_to(Path.cwd())) if inside else "weir"
         elsewhere = self._layout.state_dir != statedir.DEFAULT_STATE_DIR.absolute()
         return {
             "console": "  ".join(consoles),
             "envoy": f"http://{listener}/v1/channels/alipay/payments",
-            "try": "weir chaos kill-region --region east   weir chaos restore-region --region east",
-            "": "weir status   weir routes   weir failovers   weir chaos list",
+            "try": f"{weir} chaos kill-region --region east   {weir} chaos restore-region",
+            "": f"{weir} status   {weir} routes   {weir} failovers   {weir} chaos list",
             **({"first": f"export WEIR_STATE_DIR={self._layout.state_dir}"} if elsewhere else {}),
             "state": f"{self._layout.state_dir}   (Ctrl-C stops everything)",
         }

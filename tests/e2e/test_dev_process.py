@@ -27,7 +27,7 @@ time.sleep(300)
 
 @pytest.mark.parametrize("protection", ["protected", "unprotected"])
 def test_a_child_dies_with_its_parent(tmp_path: Path, protection: str) -> None:
-    """kill -9 of the parent takes the child along, also one that hangs. Without the request to
+    """Kill -9 of the parent takes the child along, also one that hangs. Without the request to
     the kernel it survives: it is that request, and nothing else, that cleans up."""
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path / "log"), protection],

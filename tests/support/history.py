@@ -15,10 +15,13 @@ Rules (the first word of a violation)
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from controlplane.adapters import wire
@@ -136,3 +139,17 @@ def _acknowledged(walk: _Walk, log: Sequence[Mapping[str, Any]]) -> None:
             walk.found.append(
                 f"refused: epoch {trying['epoch']} of term {trying['term']} is at {where}"
             )
+
+
+async def _main(endpoints: Sequence[str], cluster: str, logs: list[Any]) -> None:
+    """Print the violations of a cluster's history as JSON."""
+    kv = await EtcdClient.connect(endpoints)
+    events = await read_history(kv, cluster)
+    await kv.aclose()
+    print(json.dumps(check(events, cluster, logs)))  # noqa: T201
+
+
+if __name__ == "__main__":
+    asyncio.run(
+        _main(json.loads(sys.argv[1]), sys.argv[2], json.loads(Path(sys.argv[3]).read_text()))
+    )

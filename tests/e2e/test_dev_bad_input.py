@@ -15,8 +15,8 @@ import pytest
 from controlplane.dev.members import Role
 from tests.support.dev_run import DevRun, descendants, eventually, running, start_time, weir
 
-CHILDREN = 17
-"""Processes below `weir dev` once replicas and agents have been started too."""
+CHILDREN = 11
+"""Processes below `weir dev` once etcd, Redis and the gateways have been started."""
 
 
 def one_line(stderr: str) -> str:
@@ -129,7 +129,7 @@ def test_chaos_without_dev_is_unreachable(tmp_path: Path) -> None:
 
 
 def started(run: DevRun) -> set[tuple[int, str]]:
-    """Wait until servers and daemons have been started; return all their processes."""
+    """Wait until servers have been started; return all their processes."""
 
     def enough() -> set[tuple[int, str]]:
         assert run.process.poll() is None, run.stderr

@@ -382,6 +382,13 @@ class Replica:
             self.subscribers.ack(f"{report.region}/{report.agent}", report.applied_epoch, now_ms)
         return fresh
 
+    def put(self, digest: Digest, now_ms: int) -> bool:
+        """Keep a peer's digest; only configured replicas are peers, and nobody speaks for us."""
+        if digest.replica == self.me.replica or digest.replica not in self.config.replicas():
+            log.warning("digest_of_a_stranger", replica=digest.replica)
+            return False
+        return self.book.put(digest, now_ms)
+
     async def _on_digest(self, digest: Digest) -> None:
         self.metrics.set_digest(digest)
         await self.feed.publish(digest)
@@ -449,7 +456,7 @@ class Replica:
             server,
         )
         peer_pb2_grpc.add_PeerServiceServicer_to_server(
-            PeerService(self.feed, self.book, self.clock), server
+            PeerService(self.feed, self, self.clock), server
         )
         routing_pb2_grpc.add_RoutingServiceServicer_to_server(
             RoutingService(self.board, self.subscribers, self.clock), server
@@ -498,7 +505,7 @@ class Replica:
             self.me.replica,
             peers,
             self.feed,
-            self.book,
+            self,
             self.clock,
             self.rng,
             lambda address: dial(self.config, address),

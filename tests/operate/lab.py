@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,12 @@ def settings(
             "unionpay": {"regions": ["east", "north"], "demand_tps": 600},
         },
         "coordination": {"endpoints": endpoints},
-        "policy": {"tick_ms": 200, "report_interval_ms": 200, "ramp_step_ms": 400},
+        "policy": {
+            "tick_ms": 200,
+            "report_interval_ms": 200,
+            "ramp_step_ms": 400,
+            "hold_down_ms": 1000,
+        },
         "server": {"state_dir": str(directory)},
         **tls,
     }
@@ -191,6 +197,4 @@ async def _healthy(lab: Lab) -> bool:
 
 def mutation(**fields: Any) -> pb.Mutation:
     """What travels with a change in tests."""
-    import uuid
-
     return pb.Mutation(**{"request_id": str(uuid.uuid4()), "reason": "test", **fields})

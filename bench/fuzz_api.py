@@ -1,4 +1,4 @@
-"""Structure-aware nonsense on every method of a whole replica: answers by code, plan and memory before and after.
+"""Structure-aware nonsense on every method of a whole replica: answers by code, plan, memory.
 
 Usage: python bench/fuzz_api.py [requests]   (default 100000)
 """
@@ -26,7 +26,7 @@ from tests.operate.test_fuzz import BROKEN, SERVED, _parses, call  # noqa: E402
 
 WORKERS = 16
 STREAM_SHARE = 0.01
-"""A stream that is admitted waits for something to say: a small share of the calls goes to streams."""
+"""A stream that is admitted waits for something to say: few of the calls are streams."""
 
 
 def memory_mb() -> float:

@@ -169,7 +169,7 @@ class Replica:
     async def _run(self) -> None:
         config = self.config
         self.kv = await EtcdClient.connect(
-            config.coordination.endpoints, options=_etcd_options(config), clock=self.clock
+            config.coordination.endpoints, options=etcd_options(config), clock=self.clock
         )
         self.metrics.follow_etcd(self.kv.stats)
         self.store = EtcdPlanStore(
@@ -472,20 +472,9 @@ class Replica:
         return server
 
     def _lock_manager(self) -> LockManager | None:
-        section = self.config.locks
-        if section.primary is None and not section.sentinels:
+        section, address = self.config.locks, lock_address(self.config)
+        if address is None:
             return None
-        host, _, port = (section.primary or "127.0.0.1:6379").rpartition(":")
-        address = RedisAddress(
-            host=host,
-            port=int(port),
-            sentinels=tuple(_split(sentinel) for sentinel in section.sentinels),
-            service=section.service_name,
-            username=section.username or "default",
-            password_file=section.password_file,
-            tls=section.tls,
-            ca_file=self.config.tls.ca_file,
-        )
         return LockManager(
             redis=RedisLink(address, clock=self.clock),
             store=self.kv,
@@ -677,7 +666,8 @@ class Replica:
         self.metrics.set_peers(len(fresh), max(0, len(self.config.replicas()) - 1))
 
 
-def _etcd_options(config: WeirConfig) -> EtcdOptions:
+def etcd_options(config: WeirConfig) -> EtcdOptions:
+    """Return how to reach etcd."""
     section = config.coordination
     password = _secret(section.password_file)
     files = tls_files(config) if section.tls else None
@@ -686,6 +676,24 @@ def _etcd_options(config: WeirConfig) -> EtcdOptions:
         username=section.username or "",
         password=password,
         tls=EtcdTls(ca=files.ca, certificate=files.cert, key=files.key) if files else None,
+    )
+
+
+def lock_address(config: WeirConfig) -> RedisAddress | None:
+    """Return where the locks' Redis is, None when none is configured."""
+    section = config.locks
+    if section.primary is None and not section.sentinels:
+        return None
+    host, port = _split(section.primary or "127.0.0.1:6379")
+    return RedisAddress(
+        host=host,
+        port=port,
+        sentinels=tuple(_split(sentinel) for sentinel in section.sentinels),
+        service=section.service_name,
+        username=section.username or "default",
+        password_file=section.password_file,
+        tls=section.tls,
+        ca_file=config.tls.ca_file,
     )
 
 

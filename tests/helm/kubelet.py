@@ -8,6 +8,7 @@ images, a read-only root, users, cgroups, networks, scheduling.
 
 from __future__ import annotations
 
+import http.client
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from controlplane.dev.process import Child, find_binary
-from controlplane.dev.servers import http_get, wait_until
+from controlplane.dev.servers import wait_until
 from tests.helm.charts import Json, Release, Workload
 from tests.helm.issuer import Issuer
 
@@ -33,6 +34,7 @@ class LocalPod:
     root: Path
     name: str
     issuer: Issuer | None = None
+    address: str = "127.0.0.1"
     running: dict[str, Child] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,7 +69,9 @@ class LocalPod:
                 (folder / key).write_bytes(data)
 
     def local(self, text: str) -> str:
-        """Return the text with every mount path replaced by its folder."""
+        """Return the text with every mount path replaced by its folder, and the address of all
+        interfaces by the pod's."""
+        text = text.replace("0.0.0.0", self.address)
         if self._mounts.pattern == "":
             return text
         return self._mounts.sub(lambda found: f"{self.root}{found.group(0)}", text)
@@ -129,8 +133,20 @@ class LocalPod:
         container = self.container(name)
         get = container[kind]["httpGet"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-        answer = http_get(ports[get["port"]], get["path"], container[kind].get("timeoutSeconds", 1))
+        answer = self.get(ports[get["port"]], get["path"], container[kind].get("timeoutSeconds", 1))
         return answer[0] if answer else None
+
+    def get(self, port: int, path: str, timeout_s: float = 2.0) -> tuple[int, bytes] | None:
+        """GET from the pod's address; None when nobody answers."""
+        link = http.client.HTTPConnection(self.address, port, timeout=timeout_s)
+        try:
+            link.request("GET", path)
+            answer = link.getresponse()
+            return answer.status, answer.read()
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            link.close()
 
     def wait_for(self, name: str, kind: str) -> None:
         """Wait until a probe succeeds; the container's output is in the error."""
@@ -169,10 +185,19 @@ class LocalPod:
         return [path for path in self.cwd.rglob("*") if path.is_file()]
 
 
-def pod_of(release: Release, workload: str, root: Path, issuer: Issuer | None = None) -> LocalPod:
-    """Make the first pod of a workload."""
+def pod_of(
+    release: Release, workload: str, root: Path, issuer: Issuer | None = None, ordinal: int = 0
+) -> LocalPod:
+    """Make a pod of a workload; each ordinal has an address of its own."""
     found = next(w for w in release.workloads() if w.name == workload)
-    name = f"{workload}-0"
+    name = f"{workload}-{ordinal}"
     folder = root / name
     folder.mkdir(parents=True)
-    return LocalPod(release=release, workload=found, root=folder, name=name, issuer=issuer)
+    return LocalPod(
+        release=release,
+        workload=found,
+        root=folder,
+        name=name,
+        issuer=issuer,
+        address=f"127.0.0.{1 + ordinal}",
+    )

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from controlplane.dev.process import free_ports
-from controlplane.dev.servers import EtcdCluster, http_get, scratch_root
+from controlplane.dev.servers import EtcdCluster, scratch_root, wait_until
 from tests.helm.charts import MINIMAL, Harness, Json, Release, merge
 from tests.helm.issuer import Issuer
 from tests.helm.kubelet import LocalPod, pod_of
@@ -60,9 +60,9 @@ class Region:
     pods: list[LocalPod]
     issuer: Issuer = field(default_factory=Issuer)
 
-    def pod(self, workload: str) -> LocalPod:
+    def pod(self, workload: str, ordinal: int = 0) -> LocalPod:
         """Make a pod that ends with the test."""
-        made = pod_of(self.release, workload, self.root, self.issuer)
+        made = pod_of(self.release, workload, self.root, self.issuer, ordinal)
         self.pods.append(made)
         return made
 
@@ -85,6 +85,9 @@ def tls_values() -> Json:
     return CERT_MANAGER
 
 
+FRESH_MS = 3000
+"""A peer's digest younger than this means that the link to it works."""
+
 PLAINTEXT = pytest.mark.parametrize("tls_values", [{}], ids=["plaintext"])
 
 
@@ -105,7 +108,7 @@ def region(
         values = merge(
             MINIMAL,
             {
-                "listenAddress": "127.0.0.1",
+                "controlPlane": {"replicas": 2},
                 "ports": {"grpc": grpc, "http": web, "agent": agent},
                 "gateway": {
                     "enabled": True,
@@ -116,7 +119,10 @@ def region(
                     "server": {"grace_s": 2},
                     "regions": {
                         "east": {
-                            "replicas": [{"id": "weir-east-0", "grpc": f"127.0.0.1:{grpc}"}],
+                            "replicas": [
+                                {"id": f"weir-east-{n}", "grpc": f"127.0.0.{n + 1}:{grpc}"}
+                                for n in range(2)
+                            ],
                             "endpoints": [f"127.0.0.1:{backend.server_port}"],
                         }
                     },
@@ -198,6 +204,45 @@ def test_replica_and_agent_run_as_rendered(region: Region) -> None:
     assert saved, "the last good plan is on the state volume"
 
 
+def test_a_rolling_restart_hands_over_leadership(region: Region) -> None:
+    """The two replicas of the rendered release find each other by their configured addresses and
+    certificates; when the kubelet ends the leader, the other leads and stays ready, and the first
+    one comes back as its peer."""
+    pods = [region.pod("weir-east", ordinal) for ordinal in range(2)]
+    web = pods[0].workload.ports()["http"]
+
+    def status(pod: LocalPod) -> Json:
+        answer = pod.get(web, "/api/status")
+        found: Json = json.loads(answer[1]) if answer and answer[0] == 200 else {}
+        return found
+
+    def leader() -> str:
+        """Return the leader once both replicas are live and say the same."""
+        seen = [status(pod) for pod in pods]
+        live = [
+            s
+            for s in seen
+            if len([r for r in s.get("replicas", ()) if 0 <= r["digest_age_ms"] < FRESH_MS]) == 2
+        ]
+        names = {s["leader"] for s in live}
+        return names.pop() if len(live) == 2 and len(names) == 1 else ""
+
+    for pod in pods:
+        pod.start("weir")
+    for pod in pods:
+        pod.wait_for("weir", "readinessProbe")
+    wait_until(lambda: leader() != "", "both replicas to agree", 60)
+    first = next(pod for pod in pods if pod.name == leader())
+    other = next(pod for pod in pods if pod is not first)
+
+    assert first.end("weir")[0] == 0
+    wait_until(lambda: status(other).get("leader") == other.name, "the other to lead", 60)
+    assert other.probe("weir", "readinessProbe") == 200
+    first.start("weir")
+    first.wait_for("weir", "readinessProbe")
+    wait_until(lambda: leader() == other.name, "the first one to come back", 60)
+
+
 @PLAINTEXT
 def test_replica_is_alive_without_etcd_but_not_ready(
     region: Region, harness: Harness, tmp_path: Path
@@ -253,4 +298,4 @@ def test_gateway_starts_after_its_plan_and_drains_before_it_ends(region: Region)
     assert pod.probe("weir-agent", "livenessProbe") == 200, "a native sidecar outlives Envoy"
     assert pod.end("weir-agent")[0] == 0
     assert pod.strays() == []
-    assert http_get(listener, "/weir/ready") is None
+    assert pod.get(listener, "/weir/ready") is None

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.dev.content import load_content
-from controlplane.dev.gateway import KEY_CHARS_MAX, Gateway, fault_app, parse_payment, payment_app
+from controlplane.dev.desk import KEY_CHARS_MAX, Gateway, parse_payment
+from controlplane.dev.gateway import fault_app, payment_app
 from controlplane.dev.layout import PortTakenError, plan_layout, port_keys
 from controlplane.dev.ledger import Charge, Ledger, Tally, double_charges
 from controlplane.dev.payer import classify

@@ -30,11 +30,11 @@ help: ## list the targets
 	  while IFS='	' read -r name what; do printf '  make %-8s %s\n' "$$name" "$$what"; done
 
 demo: ## three regions on this machine, payments through Envoy, a live view; Ctrl-C stops everything
-	$(WITH_UV) exec "$$uv" run --quiet --locked --no-group dev weir dev $(ARGS)
+	$(WITH_UV) exec "$$uv" run --locked --no-group dev weir dev $(ARGS)
 
 setup: ## install what the tests need (system packages through apt where it may)
 	@scripts/test_setup.sh
-	$(WITH_UV) "$$uv" sync --quiet --locked
+	$(WITH_UV) "$$uv" sync --locked
 
 test: setup ## install what the tests need and run the whole suite
 	$(WITH_UV) exec "$$uv" run --quiet --locked pytest $(ARGS)

@@ -1,6 +1,7 @@
 """The failover laboratory.
 
     python -m tests.fabric [SCENARIO ...] [--runs 20] [--rate 20] [--out DIR] [--add]
+    python -m tests.fabric --peers [PEER ...]
 
 Needs root (namespaces, nft, /dev/net/tun). Enters a network and mount namespace of its own first,
 so that nothing outside is touched and nothing is left.
@@ -25,9 +26,10 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=20, help="runs a scenario")
     parser.add_argument("--rate", type=float, default=20, help="payments per second")
     parser.add_argument("--out", type=Path, default=Path("build/fabric"), help="where results go")
+    parser.add_argument("--peers", action="store_true", help="run the others (HAProxy, …) instead")
     parser.add_argument("--add", action="store_true", help="add to the runs that DIR holds")
     options = parser.parse_args()
-    unknown = set(options.scenarios) - set(SCENARIOS)
+    unknown = set() if options.peers else set(options.scenarios) - set(SCENARIOS)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     if os.environ.get(_INSIDE) != "1":
@@ -35,10 +37,13 @@ def main() -> int:
         inside = ["unshare", "--net", "--mount", "--propagation", "private", sys.executable, "-m",
                   "tests.fabric", *sys.argv[1:]]  # fmt: skip
         os.execvp("unshare", inside)
-    from tests.fabric.campaign import campaign  # noqa: PLC0415
+    from tests.fabric.campaign import campaign, compare  # noqa: PLC0415
 
-    return campaign(
-        options.scenarios or list(SCENARIOS),
+    chosen, act = options.scenarios or list(SCENARIOS), campaign
+    if options.peers:
+        chosen, act = options.scenarios, compare
+    return act(
+        chosen,
         runs=options.runs,
         rate=options.rate,
         out=options.out.absolute(),

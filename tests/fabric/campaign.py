@@ -17,6 +17,7 @@ from controlplane.dev.servers import scratch_root
 from tests.fabric.figures import Payment, Run, figures, read_payments, regions_in, summary
 from tests.fabric.lab import Lab, LabError, laboratory
 from tests.fabric.network import Network, run
+from tests.fabric.peers import FAULTS, PEERS, one
 from tests.fabric.plot import timeline
 from tests.fabric.scenarios import SCENARIOS, Scenario
 
@@ -40,12 +41,7 @@ def campaign(names: Sequence[str], *, runs: int, rate: float, out: Path, add: bo
     With `add`, runs are added to those that `out` holds, so that a long campaign can be done in
     parts.
     """
-    Path("/run/netns").mkdir(exist_ok=True)
-    run("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
-    out.mkdir(parents=True, exist_ok=True)
-    state = Path(tempfile.mkdtemp(dir=scratch_root(), prefix="weir-fabric-"))
-    network = Network(("east", "north", "south"))
-    network.build(out / "delay.log")
+    network, state = _enter(out)
     broken = 0
     tables = []
     try:
@@ -57,9 +53,7 @@ def campaign(names: Sequence[str], *, runs: int, rate: float, out: Path, add: bo
                 continue
             tables.append(summary(done))
             broken += _broken(tables[-1])
-            (out / f"{name}.json").write_text(
-                json.dumps({"summary": tables[-1], "runs": [_as_json(r) for r in done]}, indent=1)
-            )
+            _write(out / f"{name}.json", done)
             (out / f"{name}.svg").write_text(timeline(done[-1]))
             (out / "table.txt").write_text(text_table(_tables(out)))
     finally:
@@ -67,6 +61,45 @@ def campaign(names: Sequence[str], *, runs: int, rate: float, out: Path, add: bo
         shutil.rmtree(state, ignore_errors=True)
     sys.stdout.write(text_table(tables))
     return 1 if broken else 0
+
+
+def compare(wanted: Sequence[str], *, runs: int, rate: float, out: Path, add: bool) -> int:
+    """Run the peers (all, or those named) through the faults that everybody can have."""
+    network, state = _enter(out)
+    try:
+        for peer in PEERS:
+            for fault in FAULTS if not wanted or peer.name in wanted else ():
+                path = out / f"peer-{peer.name}-{fault}.json"
+                done = _kept(path) if add else []
+                for number in range(1, runs + 1):
+                    shutil.rmtree(state, ignore_errors=True)
+                    with asyncio.Runner() as runner:
+                        done.append(runner.run(one(peer, fault, number, network, state, rate)))
+                    say(f"{done[-1].scenario} {number}/{runs}: {done[-1].figures}")
+                _write(path, done)
+    finally:
+        network.close()
+        shutil.rmtree(state, ignore_errors=True)
+    tables = [json.loads(path.read_text())["summary"] for path in sorted(out.glob("peer-*.json"))]
+    (out / "peers.txt").write_text(text_table(tables))
+    sys.stdout.write(text_table(tables))
+    return 0
+
+
+def _enter(out: Path) -> tuple[Network, Path]:
+    """Build the network in the namespaces of this process; return it and a state folder."""
+    Path("/run/netns").mkdir(exist_ok=True)
+    run("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
+    out.mkdir(parents=True, exist_ok=True)
+    state = Path(tempfile.mkdtemp(dir=scratch_root(), prefix="weir-fabric-"))
+    network = Network(("east", "north", "south"))
+    network.build(out / "delay.log")
+    return network, state
+
+
+def _write(path: Path, done: Sequence[Run]) -> None:
+    document = {"summary": summary(done), "runs": [_as_json(r) for r in done]}
+    path.write_text(json.dumps(document, indent=1))
 
 
 def _tables(out: Path) -> list[dict[str, Any]]:

@@ -82,11 +82,15 @@ class Lab:
         """Start a region's gateway."""
         self.start(f"gateway-{region}", region, places.gateway_argv(self.layout, region))
 
-    def start_payer(self, rate: float, target: str = "", name: str = "payer") -> Path:
+    def start_payer(
+        self, rate: float, target: str = "", name: str = "payer", *, everywhere: bool = False
+    ) -> Path:
         """Start paying through a listener; return the file with one line per payment."""
         path = self.layout.state_dir / f"{name}.jsonl"
         target = target or self.layout.address("envoy/listener")
         argv = [sys.executable, "-m", "tests.fabric.payer", target, f"{rate:g}", str(path)]
+        if everywhere:
+            argv.append("everywhere")
         self.start(name, SHOP, argv)
         return path
 

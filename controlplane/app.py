@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,14 +19,12 @@ import structlog
 
 from agents.store import PlanFile, Saved
 from controlplane import __version__, logging
-from controlplane.adapters.admin_changes import AdminService, EffectView, Refusal
-from controlplane.adapters.admin_service import LeaderView, Reads, VoteView
+from controlplane.adapters.admin_changes import AdminService
 from controlplane.adapters.agent_service import AgentService
 from controlplane.adapters.authorisation import Authorisation
 from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.etcd_intents import EtcdIntents
 from controlplane.adapters.etcd_leader import EtcdLeaderKey
-from controlplane.adapters.etcd_links import EtcdOptions, EtcdTls
 from controlplane.adapters.etcd_presence import EtcdPresence
 from controlplane.adapters.grpc_server import (
     add_standard_services,
@@ -44,81 +41,49 @@ from controlplane.adapters.operation_records import OperationRecords
 from controlplane.adapters.peers import DigestFeed, PeerLinks, PeerService
 from controlplane.adapters.planstore import EtcdPlanStore
 from controlplane.adapters.prometheus import Metrics
-from controlplane.adapters.redis import RedisLink
-from controlplane.adapters.redis_address import RedisAddress
 from controlplane.adapters.routing_service import RoutingService
 from controlplane.adapters.tls import expires_at_s
-from controlplane.adapters.wire import decode_plan, encode_plan, unix_ms
+from controlplane.adapters.wire import decode_plan, encode_plan
 from controlplane.adapters.xds_ads import AdsService
 from controlplane.adapters.xds_snapshot import Snapshot
 from controlplane.clock import Clock, fresh_boot_id, seeded
 from controlplane.config import WeirConfig
-from controlplane.decision.explain import explain
-from controlplane.decision.preview import preview
-from controlplane.decision.state import State
-from controlplane.decision.votes import votes
 from controlplane.locks.audit import AuditLog
-from controlplane.locks.grant import Limits, Mode
-from controlplane.locks.manager import LockManager
 from controlplane.model.dataplane import DataPlane
 from controlplane.model.errors import InvalidInputError, UnavailableError, WeirError
-from controlplane.model.evidence import Digest, Report, Subscriber
-from controlplane.model.ids import ChannelName, Epoch, RegionName, ReplicaId
+from controlplane.model.evidence import Digest, Report
+from controlplane.model.ids import Epoch
 from controlplane.model.intents import NO_INTENTS, Intents
-from controlplane.model.plan import Phase, Plan, RuleStep
+from controlplane.model.plan import Phase, Plan
 from controlplane.reload import reload
 from controlplane.runtime.board import PlanBoard
-from controlplane.runtime.book import DigestBook, converged_epoch, live_subscribers
+from controlplane.runtime.book import DigestBook
 from controlplane.runtime.election import ElectionRules
 from controlplane.runtime.inbox import Inbox
 from controlplane.runtime.journal import Journal
 from controlplane.runtime.leadership import Elector
 from controlplane.runtime.operations import OperationKeeper
-from controlplane.runtime.progress import progress
 from controlplane.runtime.recorder import DecisionRecorder
 from controlplane.runtime.subscribers import SubscriberRegistry
 from controlplane.runtime.supervisor import keep_running
 from controlplane.runtime.tick import DecisionLoop, Tick
 from controlplane.v1 import (
-    admin_pb2,
     admin_pb2_grpc,
     agent_pb2_grpc,
     lock_pb2_grpc,
     peer_pb2_grpc,
     routing_pb2_grpc,
 )
+from controlplane.views import Views
+from controlplane.wiring import etcd_options, identity, lock_manager
 
 log = structlog.get_logger(__name__)
 
-COORDINATED_MS: Final = 3_000
-"""Without a linearizable read for this long etcd counts as gone for this replica."""
 DEMOTE_MARGIN_MS: Final = 100
 """A leader steps down this much before a candidate may take over."""
 DECISIONS_MS: Final = 500
 FEED_MS: Final = 1_000
 """Consoles hear at least this often."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Who this replica is."""
-
-    cluster: str
-    replica: ReplicaId
-    region: RegionName
-
-
-def identity(config: WeirConfig) -> Identity:
-    """Return who this replica is; InvalidInputError when the configuration does not say."""
-    if config.cluster.id is None:
-        raise InvalidInputError("cluster.id", "is required; set it or WEIR_CLUSTER__ID")
-    if config.cluster.region is None:
-        raise InvalidInputError("cluster.region", "is required; set it or WEIR_CLUSTER__REGION")
-    return Identity(
-        cluster=config.cluster.name,
-        replica=ReplicaId(config.cluster.id),
-        region=RegionName(config.cluster.region),
-    )
 
 
 class Replica:
@@ -215,7 +180,26 @@ class Replica:
             recorder=self._record,
             suspect_coordination=self.presence.coordination_suspect,
         )
-        self.locks = self._lock_manager()
+        self.views = Views(
+            me=self.me,
+            clock=self.clock,
+            config=lambda: self.config,
+            topology=lambda: self.topology,
+            board=self.board,
+            book=self.book,
+            loop=self.loop,
+            store=self.store,
+            elector=self.elector,
+            journal=self.journal,
+        )
+        self.locks = lock_manager(
+            config,
+            self.kv,
+            self.store.keys,
+            self.clock,
+            may_bump=lambda: self.elector.leadership is not None,
+            metrics=self.metrics,
+        )
         self.loop.highest_seen = self.highest_on_disk
         intents = EtcdIntents(self.kv, self.store.keys, self.clock)
         self.operations = OperationKeeper(
@@ -223,14 +207,14 @@ class Replica:
             self.clock,
             leadership=lambda: self.elector.leadership,
             plan=lambda: self.board.plan,
-            converged=self._converged,
+            converged=self.views.converged,
             budget_ms=self.topology.policy.budget_ms,
         )
         self.admin = AdminService(
-            self._reads(),
+            self.views.reads(),
             intents=intents,
-            what_if=self._what_if,
-            progress=self._progress,
+            what_if=self.views.what_if,
+            progress=self.views.progress,
             caller=lambda context: (
                 (who := self._caller(context)).name,
                 frozenset(str(role) for role in who.roles),
@@ -318,7 +302,7 @@ class Replica:
         self.metrics.reconfigure(self.topology)
         plan = self.board.plan
         if plan is not None:
-            self._to_data_planes(plan, confirmed=self._leader().coordinated)
+            self._to_data_planes(plan, confirmed=self.views.leader().coordinated)
 
     # --- what is served -----------------------------------------------------------------------
 
@@ -471,22 +455,8 @@ class Replica:
         add_standard_services(server, lambda: self.not_ready_because() == "")
         return server
 
-    def _lock_manager(self) -> LockManager | None:
-        section, address = self.config.locks, lock_address(self.config)
-        if address is None:
-            return None
-        return LockManager(
-            redis=RedisLink(address, clock=self.clock),
-            store=self.kv,
-            prefix=self.me.cluster,
-            epoch_key=self.store.keys.locks_epoch,
-            limits=Limits(ttl_min_ms=section.ttl_min_ms, ttl_max_ms=section.ttl_max_ms),
-            mode=Mode(section.mode),
-            wait_replicas=section.wait_replicas,
-            clock=self.clock,
-            may_bump=lambda: self.elector.leadership is not None,
-            metrics=self.metrics,
-        )
+    def _caller(self, context: grpc.aio.ServicerContext) -> Caller:
+        return caller(context, tls=self.config.tls.enabled)
 
     def _peer_links(self) -> PeerLinks:
         peers = {name: address for name, (_, address) in self.config.replicas().items()}
@@ -502,122 +472,23 @@ class Replica:
 
     # --- what people see ----------------------------------------------------------------------
 
-    def _reads(self) -> Reads:
-        return Reads(
-            cluster=self.me.cluster,
-            replica=self.me.replica,
-            region=self.me.region,
-            topology=lambda: self.topology,
-            plan=lambda: self.board.plan,
-            entries=lambda: self.book.entries(self.clock.monotonic_ms()),
-            subscribers=self._live,
-            leader=self._leader,
-            evidence=lambda: self.loop.evidence,
-            votes=self._votes,
-            explain=self._explain,
-            configured=self.config.replicas,
-            alarms=self._alarms,
-            journal=self.journal,
-        )
-
-    def _live(self) -> Sequence[Subscriber]:
-        return live_subscribers(self.book.entries(self.clock.monotonic_ms()))
-
-    def _converged(self) -> Epoch:
-        return converged_epoch(self._live(), self.board.epoch)
-
-    def _leader(self) -> LeaderView:
-        info = self.elector.leader_info
-        return LeaderView(
-            replica=info.replica,
-            region=info.region,
-            term=info.term,
-            heartbeat_age_ms=info.heartbeat_age_ms,
-            coordinated=info.read_age_ms is not None and info.read_age_ms < COORDINATED_MS,
-        )
-
-    async def _state(self) -> State:
-        if self.loop.state is not None:
-            return self.loop.state
-        committed = await self.store.load()
-        if committed is None or not committed.state:
-            raise UnavailableError("no decision state in etcd yet")
-        return State.from_bytes(committed.state)
-
-    async def _votes(self, region: RegionName) -> Sequence[VoteView]:
-        try:
-            state = await self._state()
-        except WeirError:
-            return ()
-        return [
-            VoteView(
-                vantage=vote.vantage,
-                opinion=vote.opinion,
-                last_success_age_ms=vote.last_success_age_ms,
-                failures=vote.failures,
-            )
-            for vote in votes(state, region)
-        ]
-
-    async def _explain(self, channel: ChannelName) -> Sequence[RuleStep]:
-        plan = self.board.plan
-        if plan is None:
-            raise UnavailableError("no plan yet")
-        return explain(self.topology, await self._state(), plan, channel)
-
-    def _caller(self, context: grpc.aio.ServicerContext) -> Caller:
-        return caller(context, tls=self.config.tls.enabled)
-
-    async def _what_if(self, intents: Intents) -> EffectView:
-        """Work out what other intents would lead to, by the code that carries them out."""
-        state, evidence = await self._state(), self.loop.evidence
-        if evidence is None:
-            raise UnavailableError("this replica has just started; ask again in a second", 1000)
-        result = preview(self.topology, state, evidence, intents)
-        return EffectView(
-            routes=result.plan.routes,
-            regions=tuple(
-                (str(r.region), r.load_before_bp, r.load_after_bp, r.utilisation_bp)
-                for r in result.regions
-            ),
-            refusals=tuple(
-                Refusal(rule=r.rule, message=r.message, remedy=r.remedy) for r in result.refusals
-            ),
-        )
-
-    def _progress(self, operation: admin_pb2.Operation) -> admin_pb2.Operation:
-        """Bring an operation up to date with the plan in force."""
-        if operation.done or operation.kind == "drill":
-            return operation  # a drill goes on after it has converged; its keeper tells
-        now = progress(
-            operation.kind,
-            operation.target,
-            {
-                w.region: w.weight_bp
-                for route in operation.effect.routes
-                if route.channel == operation.target
-                for w in route.weights
-            },
-            unix_ms(operation.created_at),
-            self.board.plan,
-            self._converged(),
-        )
-        operation.stage, operation.done = now.stage, now.done
-        operation.epoch, operation.message = now.epoch, now.message
-        return operation
-
-    def _alarms(self) -> Sequence[str]:
-        alarms = []
-        leader = self._leader()
-        if not leader.coordinated:
-            alarms.append(
-                "etcd does not answer with a quorum: the last known good plan stays in force"
-            )
-        elif not leader.replica:
-            alarms.append("no leader is known")
-        if self.loop.uncommitted_ticks:
-            alarms.append(f"{self.loop.uncommitted_ticks} ticks could not be committed")
-        return alarms
+    def _scrape(self) -> None:
+        """Bring gauges up to date before they are read."""
+        leader = self.views.leader()
+        self.metrics.set_leader(self.elector.leadership is not None, leader.term)
+        self.metrics.set_heartbeat_age(leader.heartbeat_age_ms)
+        self.metrics.set_etcd_reachable(leader.coordinated)
+        now_ms = self.clock.monotonic_ms()
+        self.metrics.set_subscribers(self.subscribers.snapshot(now_ms), self.board.epoch)
+        if self.loop.evidence is not None:
+            self.metrics.set_evidence(self.loop.evidence.regions)
+        entries = self.book.entries(now_ms)
+        fresh = [d for d, age in entries if age <= FEED_MS * 5 and d.replica != self.me.replica]
+        files = tls_files(self.config)
+        for use, path in (("server", files.cert), ("ca", files.ca)) if files else ():
+            if (ends_s := expires_at_s(path)) is not None:
+                self.metrics.set_certificate_expiry(use, ends_s)
+        self.metrics.set_peers(len(fresh), max(0, len(self.config.replicas()) - 1))
 
     async def _status_json(self) -> dict[str, Any]:
         return to_json(self.admin.status())
@@ -646,64 +517,6 @@ class Replica:
         finally:
             for task in tasks:
                 task.cancel()
-
-    def _scrape(self) -> None:
-        """Bring gauges up to date before they are read."""
-        leader = self._leader()
-        self.metrics.set_leader(self.elector.leadership is not None, leader.term)
-        self.metrics.set_heartbeat_age(leader.heartbeat_age_ms)
-        self.metrics.set_etcd_reachable(leader.coordinated)
-        now_ms = self.clock.monotonic_ms()
-        self.metrics.set_subscribers(self.subscribers.snapshot(now_ms), self.board.epoch)
-        if self.loop.evidence is not None:
-            self.metrics.set_evidence(self.loop.evidence.regions)
-        entries = self.book.entries(now_ms)
-        fresh = [d for d, age in entries if age <= FEED_MS * 5 and d.replica != self.me.replica]
-        files = tls_files(self.config)
-        for use, path in (("server", files.cert), ("ca", files.ca)) if files else ():
-            if (ends_s := expires_at_s(path)) is not None:
-                self.metrics.set_certificate_expiry(use, ends_s)
-        self.metrics.set_peers(len(fresh), max(0, len(self.config.replicas()) - 1))
-
-
-def etcd_options(config: WeirConfig) -> EtcdOptions:
-    """Return how to reach etcd."""
-    section = config.coordination
-    password = _secret(section.password_file)
-    files = tls_files(config) if section.tls else None
-    return EtcdOptions(
-        attempt_ms=section.attempt_timeout_ms,
-        username=section.username or "",
-        password=password,
-        tls=EtcdTls(ca=files.ca, certificate=files.cert, key=files.key) if files else None,
-    )
-
-
-def lock_address(config: WeirConfig) -> RedisAddress | None:
-    """Return where the locks' Redis is, None when none is configured."""
-    section = config.locks
-    if section.primary is None and not section.sentinels:
-        return None
-    host, port = _split(section.primary or "127.0.0.1:6379")
-    return RedisAddress(
-        host=host,
-        port=port,
-        sentinels=tuple(_split(sentinel) for sentinel in section.sentinels),
-        service=section.service_name,
-        username=section.username or "default",
-        password_file=section.password_file,
-        tls=section.tls,
-        ca_file=config.tls.ca_file,
-    )
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def _secret(path: Path | None) -> str:
-    return path.read_text().strip() if path else ""
 
 
 async def serve(path: Path, config: WeirConfig, clock: Clock) -> None:

@@ -169,7 +169,7 @@ def _certificates(checked: Any) -> Iterator[Finding]:
 
 async def _stores(checked: Any) -> list[Finding]:
     from controlplane.adapters.etcd import EtcdClient  # noqa: PLC0415
-    from controlplane.app import etcd_options, lock_address  # noqa: PLC0415
+    from controlplane.wiring import etcd_options, lock_address  # noqa: PLC0415
 
     found = []
     client = await EtcdClient.connect(checked.coordination.endpoints, options=etcd_options(checked))

@@ -1,0 +1,186 @@
+"""What people see of a replica: status, explanations, what-if, progress of operations.
+
+Views hold nothing. They join what the parts know at the moment they are asked, so any replica
+answers, and without etcd
+the answer is the last known good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from controlplane.adapters.admin_changes import EffectView, Refusal
+from controlplane.adapters.admin_service import LeaderView, Reads, VoteView
+from controlplane.adapters.planstore import EtcdPlanStore
+from controlplane.adapters.wire import unix_ms
+from controlplane.clock import Clock
+from controlplane.config import WeirConfig
+from controlplane.decision.explain import explain
+from controlplane.decision.preview import preview
+from controlplane.decision.state import State
+from controlplane.decision.votes import votes
+from controlplane.model.errors import UnavailableError, WeirError
+from controlplane.model.evidence import Subscriber
+from controlplane.model.ids import ChannelName, Epoch, RegionName, ReplicaId
+from controlplane.model.intents import Intents
+from controlplane.model.plan import RuleStep
+from controlplane.model.topology import Topology
+from controlplane.runtime.board import PlanBoard
+from controlplane.runtime.book import DigestBook, converged_epoch, live_subscribers
+from controlplane.runtime.journal import Journal
+from controlplane.runtime.leadership import Elector
+from controlplane.runtime.progress import progress
+from controlplane.runtime.tick import DecisionLoop
+from controlplane.v1 import admin_pb2
+
+COORDINATED_MS: Final = 3_000
+"""Without a linearizable read for this long etcd counts as gone for this replica."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who this replica is."""
+
+    cluster: str
+    replica: ReplicaId
+    region: RegionName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """Joins the parts of one replica for its edges."""
+
+    me: Identity
+    clock: Clock
+    config: Callable[[], WeirConfig]
+    topology: Callable[[], Topology]
+    board: PlanBoard
+    book: DigestBook
+    loop: DecisionLoop
+    store: EtcdPlanStore
+    elector: Elector
+    journal: Journal[Any, Any]
+
+    def reads(self) -> Reads:
+        """Return what the admin service looks at."""
+        return Reads(
+            cluster=self.me.cluster,
+            replica=self.me.replica,
+            region=self.me.region,
+            topology=self.topology,
+            plan=lambda: self.board.plan,
+            entries=lambda: self.book.entries(self.clock.monotonic_ms()),
+            subscribers=self.live,
+            leader=self.leader,
+            evidence=lambda: self.loop.evidence,
+            votes=self.votes,
+            explain=self.explain,
+            configured=lambda: self.config().replicas(),
+            alarms=self.alarms,
+            journal=self.journal,
+        )
+
+    def live(self) -> Sequence[Subscriber]:
+        """Return the live subscribers of all replicas."""
+        return live_subscribers(self.book.entries(self.clock.monotonic_ms()))
+
+    def converged(self) -> Epoch:
+        """Return the epoch that every live subscriber has applied."""
+        return converged_epoch(self.live(), self.board.epoch)
+
+    def leader(self) -> LeaderView:
+        """Return who leads, as far as this replica knows."""
+        info = self.elector.leader_info
+        return LeaderView(
+            replica=info.replica,
+            region=info.region,
+            term=info.term,
+            heartbeat_age_ms=info.heartbeat_age_ms,
+            coordinated=info.read_age_ms is not None and info.read_age_ms < COORDINATED_MS,
+        )
+
+    async def state(self) -> State:
+        """Return the decision state: our own while we lead, else etcd's last checkpoint."""
+        if self.loop.state is not None:
+            return self.loop.state
+        committed = await self.store.load()
+        if committed is None or not committed.state:
+            raise UnavailableError("no decision state in etcd yet")
+        return State.from_bytes(committed.state)
+
+    async def votes(self, region: RegionName) -> Sequence[VoteView]:
+        """Return what each vantage says of a region; empty when the state cannot be read."""
+        try:
+            state = await self.state()
+        except WeirError:
+            return ()
+        return [
+            VoteView(
+                vantage=vote.vantage,
+                opinion=vote.opinion,
+                last_success_age_ms=vote.last_success_age_ms,
+                failures=vote.failures,
+            )
+            for vote in votes(state, region)
+        ]
+
+    async def explain(self, channel: ChannelName) -> Sequence[RuleStep]:
+        """Tell why a channel's weights are what they are."""
+        plan = self.board.plan
+        if plan is None:
+            raise UnavailableError("no plan yet")
+        return explain(self.topology(), await self.state(), plan, channel)
+
+    async def what_if(self, intents: Intents) -> EffectView:
+        """Work out what other intents would lead to, by the code that carries them out."""
+        state, evidence = await self.state(), self.loop.evidence
+        if evidence is None:
+            raise UnavailableError("this replica has just started; ask again in a second", 1000)
+        result = preview(self.topology(), state, evidence, intents)
+        return EffectView(
+            routes=result.plan.routes,
+            regions=tuple(
+                (str(r.region), r.load_before_bp, r.load_after_bp, r.utilisation_bp)
+                for r in result.regions
+            ),
+            refusals=tuple(
+                Refusal(rule=r.rule, message=r.message, remedy=r.remedy) for r in result.refusals
+            ),
+        )
+
+    def progress(self, operation: admin_pb2.Operation) -> admin_pb2.Operation:
+        """Bring an operation up to date with the plan in force."""
+        if operation.done or operation.kind == "drill":
+            return operation  # a drill goes on after it has converged; its keeper tells
+        now = progress(
+            operation.kind,
+            operation.target,
+            {
+                w.region: w.weight_bp
+                for route in operation.effect.routes
+                if route.channel == operation.target
+                for w in route.weights
+            },
+            unix_ms(operation.created_at),
+            self.board.plan,
+            self.converged(),
+        )
+        operation.stage, operation.done = now.stage, now.done
+        operation.epoch, operation.message = now.epoch, now.message
+        return operation
+
+    def alarms(self) -> Sequence[str]:
+        """Say in plain words what an operator should look at."""
+        alarms = []
+        leader = self.leader()
+        if not leader.coordinated:
+            alarms.append(
+                "etcd does not answer with a quorum: the last known good plan stays in force"
+            )
+        elif not leader.replica:
+            alarms.append("no leader is known")
+        if self.loop.uncommitted_ticks:
+            alarms.append(f"{self.loop.uncommitted_ticks} ticks could not be committed")
+        return alarms

@@ -157,6 +157,7 @@ class Replica:
             eligible=self.eligible,
         )
         self.store.on_write = self.elector.renewed
+        self.store.on_deposed = self.elector.deposed
         self.presence = EtcdPresence(
             self.kv,
             self.me.cluster,

@@ -2,8 +2,8 @@
 
     .venv/bin/python bench/decision_tick.py
 
-Median and best of several ticks. "all" feeds every cell in every tick as columns; "calls" feeds what
-4,000 payments a second spread over the channels (Zipf) touch in one tick.
+Median and best of several ticks. "all" feeds every cell in every tick as columns; "calls" feeds
+what 4,000 payments a second spread over the channels (Zipf) touch in one tick.
 """
 
 import time
@@ -179,7 +179,9 @@ def folded(channels, dirty):
 def main():
     """Print the tables."""
     rng = np.random.default_rng(1)
-    print("step, ms a tick (median / best)      none            calls             all    region out")
+    print(
+        "step, ms a tick (median / best)      none            calls             all    region out"
+    )
     for regions, channels, ticks in (
         (3, 4, 200),
         (3, 1000, 100),
@@ -196,7 +198,9 @@ def main():
         print(f"{label}  {'  '.join(row)}  {failing(topology):9.1f}")
     print("\nfold + step from digests, 3 regions, ms a tick (median)   1 % dirty   10 % dirty")
     for channels in (1000, 10_000):
-        print(f"{channels:7,} channels {folded(channels, 0.01):46.1f} {folded(channels, 0.1):12.1f}")
+        print(
+            f"{channels:7,} channels {folded(channels, 0.01):46.1f} {folded(channels, 0.1):12.1f}"
+        )
 
 
 if __name__ == "__main__":

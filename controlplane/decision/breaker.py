@@ -21,6 +21,7 @@ Failure modes. A record whose breaker was quiet for ten minutes is forgotten, an
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -126,11 +127,9 @@ def decide(
     """
     storage = Storage(memory, now_ms)
     machine = _machine(storage)
-    try:
+    # expected: the machine raises what it was told, or that it has opened or is waiting
+    with contextlib.suppress(_BadDecision, pybreaker.CircuitBreakerError):
         machine.call(_good if good else _bad)
-    except (_BadDecision, pybreaker.CircuitBreakerError):
-        # expected: the machine raises what it was told, or that it has opened or is waiting
-        pass
     return _after(memory, storage, policy, now_ms, cause)
 
 

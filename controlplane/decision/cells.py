@@ -1,11 +1,11 @@
 """Cells: sequential tests of every region x channel against its own past.
 
-Theory. Page's CUSUM: each call adds log(p1/p0) when it failed and log((1-p1)/(1-p0)) when not, never
-below 0; the test trips above a threshold h. Among all tests with the same rate of false alarms it
-finds a change soonest. p0 is what the cell usually fails, learned; p1 is 30 % or 2.5 times p0. The
-threshold grows with the logarithm of the rate of calls, so that *in time* every cell has the same
-rate of false alarms: one in 30 days nominally, in truth far less. A second test does the same for
-slow calls (slower than three times the learned mean).
+Theory. Page's CUSUM: each call adds log(p1/p0) when it failed and log((1-p1)/(1-p0)) when not,
+never below 0; the test trips above a threshold h. Among all tests with the same rate of false
+alarms it finds a change soonest. p0 is what the cell usually fails, learned; p1 is 30 % or 2.5
+times p0. The threshold grows with the logarithm of the rate of calls, so that *in time* every cell
+has the same rate of false alarms: one in 1000 days, one a month for a whole installation's cells. A
+second test does the same for slow calls (slower than three times the learned mean).
 
 Rules
 - Real payments count; probes count only where no payment was seen for 10 s. A probe says less than
@@ -14,8 +14,8 @@ Rules
 - Baselines are learned slowly (600 s or 2,000 calls, whichever is longer), within bounds, and never
   while the test is rising, the breaker is not closed, or the region is out or its observer unwell:
   an incident must not become the norm.
-- Evidence is counted in calls: at one request a minute a single failure proves nothing, and six in
-  a row do.
+- Evidence is counted in calls: at one request a minute a single failure proves nothing, and some
+  eight in a row do.
 
 Failure modes. An observer that is unwell sees failures of its own making: its cells are not judged.
 """
@@ -247,14 +247,14 @@ def _latency(
     slow = np.where(bucket > limit[place], count, 0.0)
     size = cell.size
     return (
-        np.bincount(place, weights=slow, minlength=size),
-        np.bincount(place, weights=count, minlength=size),
-        np.bincount(place, weights=bucket * count, minlength=size),
+        _column(np.bincount(place, weights=slow, minlength=size)),
+        _column(np.bincount(place, weights=count, minlength=size)),
+        _column(np.bincount(place, weights=bucket * count, minlength=size)),
     )
 
 
 def _smoothed_rate(rate: Column, cell: Index, calls: Column, passed_ms: int) -> Column:
-    """Calls a second, smoothed over RATE_S."""
+    """Return calls a second, smoothed over RATE_S."""
     if passed_ms <= 0:
         return rate
     keep = math.exp(-passed_ms / 1000.0 / RATE_S)
@@ -263,7 +263,7 @@ def _smoothed_rate(rate: Column, cell: Index, calls: Column, passed_ms: int) -> 
     return smooth
 
 
-def _learned(
+def _learned(  # noqa: PLR0917 - columns of one table, in its order
     old: Mapping[str, Column],
     cell: Index,
     learn: Mask,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -44,6 +44,14 @@ PROBATION_NATS: Final = 3.0
 SOUND: Final = 0.5
 """A cell whose test is below this part of its threshold is a place to go."""
 OUTAGE_OVER_MS: Final = 15_000
+_FRESH: Final = (
+    ("error_sum", 0.0),
+    ("slow_sum", 0.0),
+    ("recent_calls", 0.0),
+    ("recent_errors", 0.0),
+    ("recent_latency", 0.0),
+    ("tilt", 1.0),
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,6 +65,15 @@ class _Tick:
     columns: dict[str, Column]
     hold: bool
     events: list[Event]
+    owned: set[str] = field(default_factory=set)
+
+    def clear(self, cell: int) -> None:
+        """Let a cell's tests start afresh. Each column is copied once a tick, however many trip."""
+        for name, value in _FRESH:
+            if name not in self.owned:
+                self.owned.add(name)
+                self.columns[name] = self.columns[name].copy()
+            self.columns[name][cell] = value
 
 
 def advance_cells(
@@ -116,9 +133,12 @@ def _wake(tick: _Tick) -> None:
             tick.breakers[key] = woken
             text = f"{key} on probation with at most {policy.trickle_bp / 100:g} % of the channel"
             tick.events.append(_event("breaker_half_open", text, woken))
-        elif breaker.state is Breaker.CLOSED and not breaker.withheld:
-            if tick.now_ms - breaker.since_ms >= FORGET_MS:
-                del tick.breakers[key]
+        elif (
+            breaker.state is Breaker.CLOSED
+            and not breaker.withheld
+            and tick.now_ms - breaker.since_ms >= FORGET_MS
+        ):
+            del tick.breakers[key]
 
 
 def _probation(tick: _Tick, tested: Tested, unwell: tuple[RegionName, ...]) -> None:
@@ -144,7 +164,7 @@ def _probation(tick: _Tick, tested: Tested, unwell: tuple[RegionName, ...]) -> N
                 text = f"{key} failed on probation, open for {wait_s:.1f} s: {breaker.cause}"
                 tick.events.append(_event("breaker_opened", text, breaker, Severity.WARNING))
             elif breaker.state is Breaker.CLOSED:
-                tick.columns |= _cleared(tick.columns, cell)
+                tick.clear(cell)
                 tick.events.append(_event("breaker_closed", f"{key} passed probation", breaker))
         tick.breakers[key] = breaker
 
@@ -187,7 +207,7 @@ def _trip(
     breaker = replace(breaker, withheld=False)
     tick.breakers[key] = breaker
     cell = tick.world.cell(breaker.region, breaker.channel)
-    tick.columns |= _cleared(tick.columns, cell)
+    tick.clear(cell)
     wait_s = ((breaker.open_until_ms or 0) - tick.now_ms) / 1000
     text = f"{key} opened for {wait_s:.1f} s: {cause}"
     tick.events.append(_event("breaker_opened", text, breaker, Severity.WARNING))
@@ -267,18 +287,6 @@ def _height(tick: _Tick, cell: int) -> float:
     threshold = thresholds(columns["rate"][cell : cell + 1], policy.breaker_false_alarm_ms)
     worse = max(float(columns["error_sum"][cell]), float(columns["slow_sum"][cell]))
     return worse / float(threshold[0])
-
-
-def _cleared(columns: Mapping[str, Column], cell: int) -> dict[str, Column]:
-    out = {}
-    for name in ("error_sum", "slow_sum", "recent_calls", "recent_errors", "recent_latency"):
-        column = columns[name].copy()
-        column[cell] = 0.0
-        out[name] = column
-    tilt = columns["tilt"].copy()
-    tilt[cell] = 1.0
-    out["tilt"] = tilt
-    return out
 
 
 def _cause(columns: Mapping[str, Column], cell: int) -> str:

@@ -92,7 +92,7 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _build(hint: Any, data: Any) -> Any:
+def _build(hint: Any, data: Any) -> Any:  # noqa: PLR0911 - one return a kind of hint
     hint = getattr(hint, "__supertype__", hint)
     if hint is Any:
         return data

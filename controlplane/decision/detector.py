@@ -22,16 +22,20 @@ which side may commit.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from controlplane.decision.state import RegionMemory, State
 from controlplane.decision.votes import Opinion, Views
+from controlplane.decision.world import World
 from controlplane.model.ids import RegionName
 from controlplane.model.plan import Breaker, Phase
-from controlplane.model.topology import Policy, Topology
+from controlplane.model.topology import Policy
 
+WITNESSES: Final = 2
+"""Vantages that must agree against a region that reports, where there are as many."""
 BROWN_OUT_SHARE: Final = 0.5
 BROWN_OUT_SAMPLES: Final = 20
 """Probes a vantage must have made recently to have a say on loss."""
@@ -67,15 +71,15 @@ class Assessment:
 
 
 def assess(
-    topology: Topology, state: State, views: Views, leader: RegionName | None, now_ms: int
+    world: World, state: State, views: Views, leader: RegionName | None, now_ms: int
 ) -> dict[RegionName, Assessment]:
     """Judge every region on its own; interplay between regions is the phases' business."""
-    egress = _egress(topology, state)
+    egress = _egress(world, state)
     doubt = _self_doubt(state, views, leader)
     return {
         name: _assess(
             name,
-            topology.policy,
+            world.topology.policy,
             state,
             views,
             egress.get(name),
@@ -152,7 +156,7 @@ def _assess(
     kind, suspect, fail, cause = "", False, False, ""
     if not seen and now_ms < policy.warmup_ms:
         return Assessment(eligible=len(opinions), life_age_ms=0)
-    witnesses = min(2, len(state.regions) - 1)
+    witnesses = min(WITNESSES, len(state.regions) - 1)
     surprise = views.surprise[name]
     if not reporting and not ups:
         kind, cause = "dead", _dead_cause(own.age_ms, downs, len(opinions))
@@ -247,23 +251,23 @@ def _dead_cause(age_ms: int | None, downs: int, eligible: int) -> str:
     return f"{silence}, no answered probe, {downs} of {eligible} vantages say DOWN"
 
 
-def _egress(topology: Topology, state: State) -> dict[RegionName, str]:
+def _egress(world: World, state: State) -> dict[RegionName, str]:
     """Regions from which most channels are bad while they are good from elsewhere."""
-    bad = {key for key, b in state.memory.breakers.items() if b.state is not Breaker.CLOSED}
+    breakers = state.memory.breakers
+    bad = {key: b for key, b in breakers.items() if b.state is not Breaker.CLOSED}
     if not bad:
         return {}
     regions = state.memory.regions
-    served: dict[RegionName, int] = {}
-    only_here: dict[RegionName, int] = {}
-    for channel in topology.channels:
-        for name in channel.regions:
-            served[name] = served.get(name, 0) + 1
-            if f"{name}/{channel.name}" in bad and any(
-                f"{other}/{channel.name}" not in bad and _alive(regions, other)
-                for other in channel.regions
-                if other != name
-            ):
-                only_here[name] = only_here.get(name, 0) + 1
+    only_here: Counter[RegionName] = Counter()
+    for breaker in bad.values():
+        others = world.serving[world.channel_index[breaker.channel]]
+        if any(
+            f"{other}/{breaker.channel}" not in bad and _alive(regions, other)
+            for other in others
+            if other != breaker.region
+        ):
+            only_here[breaker.region] += 1
+    served = world.served_by
     return {
         name: f"{count} of {served[name]} channels fail from here and work from elsewhere"
         for name, count in only_here.items()

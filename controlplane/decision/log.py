@@ -261,7 +261,7 @@ def _evidence_delta(before: Evidence | None, now: Evidence) -> dict[str, Any]:
 
 
 def _evidence_from(before: Evidence | None, data: dict[str, Any]) -> Evidence:
-    told = codec.from_json(Evidence, data)
+    told: Evidence = codec.from_json(Evidence, data)
     held = {} if before is None else {region.region: region for region in before.regions}
     held |= {region.region: region for region in told.regions}
     return replace(told, regions=tuple(held[name] for name in data["order"]))

@@ -180,7 +180,7 @@ def damped(memory: RegionMemory, policy: Policy, now_ms: int) -> bool:
     return penalty_now(memory, policy, now_ms) >= policy.flap_reuse
 
 
-def _signal(
+def _signal(  # noqa: PLR0911 - one return a signal
     name: RegionName,
     memory: RegionMemory,
     seen: Assessment,
@@ -359,7 +359,7 @@ def _enter_failed(
     )
     took_s = (now_ms - symptom_ms) / 1000
     text = f"{name} failed {took_s:.1f} s after the first symptom: {cause}"
-    data = {"kind": kind, "took_ms": now_ms - symptom_ms, "downs": seen.downs}
+    data: dict[str, int | str] = {"kind": kind, "took_ms": now_ms - symptom_ms}
     events.append(_event("region_failed", text, name, Severity.CRITICAL, data=data))
     return _punished(memory, points, name, removals, events)
 

@@ -120,7 +120,7 @@ def situation(
     tilts = ",".join(f"{i}:{tilt[i]:.2f}" for i in tilted.tolist())
     flags = f"{limits.panic:d}{limits.frozen:d}{limits.cut_off:d}"
     outages = ",".join(memory.outages)
-    return "|".join((world.fingerprint, regions, drains, asked, cells, tilts, outages, flags))
+    return f"{world.fingerprint}|{regions}|{drains}|{asked}|{cells}|{tilts}|{outages}|{flags}"
 
 
 def cell_table(world: World, memory: Memory) -> Table:

@@ -28,6 +28,7 @@ from controlplane.decision.world import compiled
 from controlplane.model.evidence import Evidence
 from controlplane.model.ids import FULL_BP, RegionName
 from controlplane.model.intents import Intents
+from controlplane.model.load import load_bp, utilisation_bp
 from controlplane.model.plan import Phase, Plan, Verdict
 from controlplane.model.topology import Topology
 
@@ -70,9 +71,9 @@ def preview(topology: Topology, state: State, evidence: Evidence, intents: Inten
     regions = tuple(
         RegionOutcome(
             region=region.name,
-            load_before_bp=_load(topology, before, region.name) if before else 0,
-            load_after_bp=_load(topology, after, region.name),
-            utilisation_bp=_utilisation(topology, after, region.name),
+            load_before_bp=load_bp(topology, before, region.name) if before else 0,
+            load_after_bp=load_bp(topology, after, region.name),
+            utilisation_bp=utilisation_bp(topology, after, region.name),
         )
         for region in topology.regions
     )
@@ -109,27 +110,6 @@ def _settle(topology: Topology, state: State, evidence: Evidence, intents: Inten
     if plan is None:
         raise ValueError("a step always leaves a plan")
     return plan
-
-
-def _load(topology: Topology, plan: Plan, region: RegionName) -> int:
-    """Share of the whole demand that a region carries, in bp; channels count alike without
-    demand."""
-    total = carried = 0
-    for channel in topology.channels:
-        demand = channel.demand_tps or 1
-        route = plan.route(channel.name)
-        total += demand
-        carried += demand * (route.weight(region) if route else 0)
-    return carried // max(1, total)
-
-
-def _utilisation(topology: Topology, plan: Plan, region: RegionName) -> int:
-    """Part of its capacity that the configured demand uses, in bp."""
-    used = 0
-    for channel in topology.channels:
-        route = plan.route(channel.name)
-        used += channel.demand_tps * (route.weight(region) if route else 0)
-    return used // max(1, topology.region(region).capacity_tps)
 
 
 def _refusals(
@@ -197,8 +177,8 @@ def _refusals(
 def _overloads(topology: Topology, before: Plan | None, after: Plan) -> list[Refusal]:
     found = []
     for region in topology.regions:
-        used = _utilisation(topology, after, region.name)
-        was = _utilisation(topology, before, region.name) if before else 0
+        used = utilisation_bp(topology, after, region.name)
+        was = utilisation_bp(topology, before, region.name) if before else 0
         if used > FULL_BP and used > was:
             found.append(
                 Refusal(

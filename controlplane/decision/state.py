@@ -227,12 +227,20 @@ class State:
         links = {key: Link(*link)._replace(age_ms=None) for key, link in self.memory.links.items()}
         return replace(self, memory=replace(self.memory, clock_ms=None, links=links))
 
-    def aligned(self, topology: Topology) -> State:
-        """Return the state for another topology, by names; itself when nothing was renamed."""
-        regions = tuple(region.name for region in topology.regions)
-        channels = tuple(channel.name for channel in topology.channels)
+    def aligned(
+        self,
+        topology: Topology,
+        regions: tuple[RegionName, ...] | None = None,
+        channels: tuple[ChannelName, ...] | None = None,
+    ) -> State:
+        """Return the state for another topology, by names.
+
+        `regions` and `channels` are the topology's names where they are known already.
+        """
+        regions = regions or tuple(region.name for region in topology.regions)
+        channels = channels or tuple(channel.name for channel in topology.channels)
         if regions == self.regions and channels == self.channels:
-            return self
+            return replace(self, regions=regions, channels=channels)
         memory = self.memory
         old_channel = {name: i for i, name in enumerate(self.channels)}
         old_region = {name: i for i, name in enumerate(self.regions)}

@@ -72,7 +72,8 @@ def step(
     """Decide one tick. `now_ms` is the leader's monotonic clock; only differences matter."""
     world = compiled(topology)
     policy = topology.policy
-    state = state.aligned(topology)
+    if state.regions is not world.regions or state.channels is not world.channels:
+        state = state.aligned(topology, world.regions, world.channels)
     events: list[Event] = []
     passed_ms = _passed(state.memory, policy, now_ms)
     memory = replace(state.memory, now_ms=state.memory.now_ms + passed_ms, clock_ms=now_ms)
@@ -145,7 +146,7 @@ def _regions(
         serving=serving,
         hold=hold,
     )
-    seen = assess(world.topology, state, views, evidence.leader_region, now_ms)
+    seen = assess(world, state, views, evidence.leader_region, now_ms)
     regions = {
         name: advance(name, memory.regions[name], seen[name], intents, removals, events)
         for name in state.regions
@@ -188,7 +189,9 @@ def _plan(
         state = state.having(memory, columns)
         settled = weights.settled
     _say_panic(memory, limits, events)
-    _say_drains(world, memory, limits, intents, events)
+    notices = _say_drains(world, memory, limits, intents, events)
+    if notices != memory.notices:
+        memory = replace(memory, notices=notices)
     if not (same and settled == memory.settled and limits.panic == memory.panic):
         memory = replace(memory, situation=situation, settled=settled, panic=limits.panic)
     regions = tuple(
@@ -311,13 +314,23 @@ def _say_drains(
     limits: planning.Constraints,
     intents: Intents,
     events: list[Event],
-) -> None:
+) -> tuple[str, ...]:
+    """Say which drains began, ended, or are not honoured; return the last."""
     before = frozenset(
         s.name for s in (memory.plan.regions if memory.plan is not None else ()) if s.drained
     )
-    for name in sorted(limits.drained - before):
-        events.append(Event(kind="region_drained", message=f"{name} is drained", region=name))
-    for name in sorted(before - limits.drained):
-        text = f"{name} is no longer drained"
-        events.append(Event(kind="region_undrained", message=text, region=name))
-    del world, intents
+    events.extend(
+        Event(kind="region_drained", message=f"{name} is drained", region=name)
+        for name in sorted(limits.drained - before)
+    )
+    events.extend(
+        Event(kind="region_undrained", message=f"{name} is no longer drained", region=name)
+        for name in sorted(before - limits.drained)
+    )
+    asked = {drain.region for drain in intents.drains if drain.region in world.region_index}
+    refused = ",".join(sorted(asked - limits.drained))
+    said = ",".join(memory.notices)
+    if refused and refused != said:
+        text = f"{refused} stays in service although a drain is asked for: too few would be left"
+        events.append(Event(kind="drain_refused", message=text, severity=Severity.WARNING))
+    return tuple(refused.split(",")) if refused else ()

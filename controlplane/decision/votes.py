@@ -127,8 +127,8 @@ def observe(state: State, evidence: Evidence, policy: Policy, passed_ms: int) ->
     unreached: dict[RegionName, tuple[float, int]] = {}
     for target in names:
         outside = [links[f"{vantage}>{target}"] for vantage in opinions[target]]
-        own = links[f"{target}>{target}"]
-        inside = [own] if own.age_ms is not None else []
+        reports = links[f"{target}>{target}"]
+        inside = [reports] if reports.age_ms is not None else []
         surprise[target], life[target] = _surprise(inside, outside, policy)
         unreached[target] = _surprise([], outside, policy)
     return Views(
@@ -146,7 +146,7 @@ def observe(state: State, evidence: Evidence, policy: Policy, passed_ms: int) ->
 def votes(state: State, region: RegionName, policy: Policy | None = None) -> tuple[Vote, ...]:
     """Return the votes on a region as the last step saw them, sorted by vantage, voids included."""
     policy = policy or Policy()
-    links = {**{k: UNKNOWN for k in _keys(state.regions)}, **state.memory.links}
+    links = {**dict.fromkeys(_keys(state.regions), UNKNOWN), **state.memory.links}
     silent: set[RegionName] = set(state.memory.unwell)
     for name in state.regions:
         age_ms = links.get(f"{name}>{name}", Link()).age_ms

@@ -8,6 +8,7 @@ true.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +27,10 @@ class World:
     topology: Topology
     fingerprint: str
     load: Load
+    regions: tuple[RegionName, ...]
+    channels: tuple[ChannelName, ...]
+    # channels that each region serves
+    served_by: dict[RegionName, int]
     region_index: dict[RegionName, int]
     channel_index: dict[ChannelName, int]
     # served cells, in the order of the plan's breakers, and each cell's place among them
@@ -71,6 +76,9 @@ def _compile(topology: Topology) -> World:
         topology=topology,
         fingerprint=f"{zlib.crc32(codec.dumps(codec.to_json(topology))):08x}",
         load=Load.of(topology),
+        regions=tuple(regions),
+        channels=tuple(channels),
+        served_by=Counter(region for region, _ in served),
         region_index=regions,
         channel_index=channels,
         served=served,

@@ -114,8 +114,8 @@ class Policy:
     """Longest open time of a breaker."""
     breaker_max_open_bp: int = 5000
     """Share of the live regions of a channel whose breakers may be open at once."""
-    breaker_false_alarm_ms: int = 30 * 86_400_000
-    """One false alarm of a cell's test in this time, nominally."""
+    breaker_false_alarm_ms: int = 1000 * 86_400_000
+    """One false alarm of a cell's test in this time: 1000 days, so 33 cells have one a month."""
     trickle_bp: int = 100
     """What a half-open cell carries at most."""
     slow_factor: int = 3

@@ -1,9 +1,9 @@
 """The network of a scenario: who hears what of whom, and when.
 
-Theory. Three kinds of message, each with a phase of its own: a probe from a region's agents to another
-region's ingress every 250 ms, a report from the agents to their replica and a digest from that
-replica to the leader's every 500 ms. All outcomes of a stretch of time are drawn at once as arrays; what the
-leader sees at tick k is then looked up. That makes a month of ticks affordable.
+Theory. Three kinds of message, each with a phase of its own: a probe from a region's agents to
+another region's ingress every 250 ms, a report from the agents to their replica and a digest from
+that replica to the leader's every 500 ms. All outcomes of a stretch of time are drawn at once as
+arrays; what the leader sees at tick k is then looked up. That makes a month of ticks affordable.
 
 Rules
 - A probe's success is known after a round trip, its failure after the timeout.
@@ -119,7 +119,7 @@ class Network:
                     self._probe(v, r)
 
     def view(self, leader: int) -> View:
-        """What a leader in region number `leader` sees at every tick."""
+        """Return what a leader in region number `leader` sees at every tick."""
         n = len(self.names)
         shape = (n, self.ticks)
         report_age = np.full(shape, -1, dtype=np.int64)
@@ -142,7 +142,7 @@ class Network:
         return View(report_age, lag, success_age, failures, ok, failed)
 
     def _intervals(self, between_ms: float, length_ms: float) -> tuple[Times, Times]:
-        """Starts and ends of exponential intervals over the stretch."""
+        """Draw starts and ends of exponential intervals over the stretch."""
         if between_ms <= 0:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         span = self.ticks * PERIOD_MS
@@ -175,7 +175,7 @@ class Network:
         return np.where(bad, self.noise.burst_loss, self.noise.floor_loss)
 
     def _report_seen(self, v: int, leader: int) -> npt.NDArray[np.int64]:
-        """Number of the newest report of `v` that the leader has at each tick; -1 for none."""
+        """Return the newest report of `v` that the leader has at each tick, by number; -1: none."""
         report_at, digest_at = self.report_at[v], self.digest_at[v]
         built = ~self._any(("crash", "agents"), v, report_at) & ~_inside(self._pauses[v], report_at)
         newest_report = _latest(report_at, built, digest_at)
@@ -200,7 +200,7 @@ class Network:
         return lag
 
     def _knowledge(self, v: int, r: int, at: Times) -> tuple[Times, Times, Times, Times]:
-        """What `v` knows of `r` at times `at`: last success, failures since, ok and failed so far."""
+        """Return what `v` knows of `r`: last success, failures since, all ok and all failed."""
         sent, passed = self.probe_sent[v, r], self.probe_ok[v, r]
         probe_at = self.probe_at[v, r]
         good_at = probe_at + ROUND_TRIP_MS
@@ -247,7 +247,7 @@ def _inside(intervals: tuple[Times, Times], at: Times) -> Flags:
 
 
 def _latest(times: Times, flags: Flags, at: Times) -> npt.NDArray[np.int64]:
-    """Number of the newest flagged event at or before each of `at`; -1 for none."""
+    """Return the number of the newest flagged event at or before each of `at`; -1 for none."""
     numbers = np.where(flags, np.arange(times.size), -1)
     newest = np.maximum.accumulate(numbers)
     place = np.searchsorted(times, at, side="right") - 1

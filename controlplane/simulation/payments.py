@@ -47,7 +47,7 @@ class Payments:
         self._usual = np.tile(np.array(usual, dtype=np.int64), len(self._regions))
 
     def draw(self, at_ms: int, passed_ms: int, plan: Plan | None, down: frozenset[str]) -> Gains:
-        """Calls of one tick; regions in `down` neither pay nor probe."""
+        """Draw the calls of one tick; regions in `down` neither pay nor probe."""
         seconds = passed_ms / 1000.0
         weight = self._weights(plan)
         alive = self._alive(down)

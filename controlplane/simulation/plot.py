@@ -43,8 +43,10 @@ def svg(
         return TOP + high * (1 - weight_bp / FULL_BP)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'font-family="sans-serif" font-size="12">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+            f'font-family="sans-serif" font-size="12">'
+        ),
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
         f'<text x="{LEFT}" y="22" font-size="15">{escape(title)}</text>',
     ]
@@ -55,13 +57,13 @@ def svg(
             f'<rect x="{start:.1f}" y="{TOP}" width="{max(0.5, end - start):.1f}" '
             f'height="{high}" fill="#e03e3e" opacity="0.08"><title>{label}</title></rect>'
         )
-    for weight_bp in range(0, FULL_BP + 1, FULL_BP // 4):
-        parts.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(weight_bp):.1f}" '
-            f'y2="{y(weight_bp):.1f}" stroke="#dddddd"/>'
-            f'<text x="{LEFT - 8}" y="{y(weight_bp) + 4:.1f}" text-anchor="end">'
-            f"{weight_bp // 100} %</text>"
-        )
+    parts.extend(
+        f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(weight_bp):.1f}" '
+        f'y2="{y(weight_bp):.1f}" stroke="#dddddd"/>'
+        f'<text x="{LEFT - 8}" y="{y(weight_bp) + 4:.1f}" text-anchor="end">'
+        f"{weight_bp // 100} %</text>"
+        for weight_bp in range(0, FULL_BP + 1, FULL_BP // 4)
+    )
     for at_ms, event in result.events:
         if event.kind in MARKS:
             parts.append(

@@ -27,7 +27,7 @@ class Scenario:
 
 
 def flapping(region: str, up_ms: int, down_ms: int, for_ms: int) -> tuple[Fault, ...]:
-    """A region that crashes and comes back, again and again."""
+    """Return a region that crashes and comes back, again and again."""
     period_ms = up_ms + down_ms
     return tuple(
         Fault(kind="crash", region=region, start_ms=at, end_ms=at + down_ms)

@@ -1,4 +1,4 @@
-"""Summary: a run's outcome as plain values for JSON and tables. Times in seconds of virtual time."""
+"""Summary: a run's outcome as plain values for JSON and tables. Times of virtual time."""
 
 from __future__ import annotations
 

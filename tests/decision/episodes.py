@@ -134,7 +134,9 @@ class Invariants:
         }
         for new, old in zip(plan.routes, before.routes, strict=True):
             words = " ".join((*new.reasons, *old.reasons))
-            if away or any(w in words for w in ("breaker_", "override", "outage", "shed", "no_reg")):
+            if away or any(
+                w in words for w in ("breaker_", "override", "outage", "shed", "no_reg")
+            ):
                 continue
             for (_, a), (_, b) in zip(new.weights, old.weights, strict=True):
                 assert abs(a - b) <= self.topology.policy.step_limit_bp

@@ -21,10 +21,12 @@ class Reference:
         self.state, self.until, self.trips, self.successes = Breaker.CLOSED, None, 0, 0
 
     def wake(self, now):
+        """Let time pass."""
         if self.state is Breaker.OPEN and now >= self.until:
             self.state, self.until, self.successes = Breaker.HALF_OPEN, None, 0
 
     def decide(self, good, now):
+        """Take one decision."""
         if self.state is Breaker.OPEN:
             self.wake(now)
             if self.state is Breaker.OPEN:

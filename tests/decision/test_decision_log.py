@@ -48,9 +48,9 @@ def recorded():
             state = State.from_bytes(state.to_bytes()).rebased()
             lines.append(writer.rebase())
         topology = TOPOLOGY if i < 110 else smaller
-        evidence = evidence if i < 110 else replace(evidence, gains=None)
-        decided = step(topology, state, evidence, intents, now_ms)
-        lines.append(writer.tick(topology, intents, evidence, now_ms, decided))
+        told = evidence if i < 110 else replace(evidence, gains=None)
+        decided = step(topology, state, told, intents, now_ms)
+        lines.append(writer.tick(topology, intents, told, now_ms, decided))
         state = decided.state
         if i == 80:
             lines.append(writer.start())

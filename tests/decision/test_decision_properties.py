@@ -27,8 +27,8 @@ from controlplane.model.plan import Phase
 from controlplane.simulation.faults import Fault, Noise
 from controlplane.simulation.run import Simulation
 
-some = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-few = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+some = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @some

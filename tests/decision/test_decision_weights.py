@@ -36,7 +36,7 @@ def test_columns_are_whole_or_orphans(available, cells, tilts):
     assert (total[aim.orphans] == 0).all()
     assert (aim.share[np.asarray(available) == 0] == 0).all()
     assert (aim.share[~LOAD.serves] == 0).all()
-    assert (aim.shed >= 0).all() and (aim.shed <= 1).all()
+    assert ((aim.shed >= 0) & (aim.shed <= 1)).all()
 
 
 def test_base_shares_are_kept_when_all_is_well():
@@ -68,7 +68,7 @@ def test_above_all_capacity_the_rest_is_shed_and_said():
 
 
 def test_a_channel_that_the_last_region_does_not_serve_is_an_orphan():
-    """unionpay is not served from South: with South alone nobody may serve it."""
+    """No unionpay from South: with South alone nobody may serve it."""
     assert shares((0, 0, 1)).orphans.tolist() == [False, True, True, False]
 
 
@@ -89,7 +89,7 @@ def test_rounding_always_gives_ten_thousand(values, columns):
     share = share / share.sum(axis=0)
     whole = round_columns(share)
     assert (whole.sum(axis=0) == 10_000).all()
-    assert (whole == np.floor(whole)).all() and (whole >= 0).all()
+    assert ((whole == np.floor(whole)) & (whole >= 0)).all()
     assert (np.abs(whole - share * 10_000) <= 1.001).all()
 
 
@@ -104,7 +104,8 @@ def test_movement_is_bounded_and_arrives(start, end, jump):
     goal = round_columns(np.array(end, dtype=float)[:, None] / sum(end))
     for _ in range(60):
         after = approach(current, goal, np.array([jump]), 250, 50)
-        assert after.sum() == 10_000 and (after >= 0).all()
+        assert after.sum() == 10_000
+        assert (after >= 0).all()
         assert jump or np.abs(after - current).max() <= 250
         current = after
     assert np.abs(current - goal).max() < 50

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from controlplane.decision import step as step_module
+from controlplane.model.audit import check
 from controlplane.model.intents import Drain, Intents
 from controlplane.simulation import run as run_module
 from controlplane.simulation.demo import demo_topology
@@ -117,8 +118,6 @@ def test_night(path, monkeypatch):
 def test_night_1_old_and_empty_plans_are_refused():
     """1: a delayed worker wrote an older plan, a clean-up then deleted it. The checker refuses both
     an older epoch and an empty plan, and the decision itself never makes one."""
-    from controlplane.model.audit import check
-
     world = Simulation(demo_topology(), duration_ms=5000, with_payments=False)
     plan = [tick.step.plan for tick in world.ticks()][-1]
     assert check(plan, demo_topology()) == ()

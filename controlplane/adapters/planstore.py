@@ -11,7 +11,7 @@ may repeat it until the outcome is known.
 Rules
 - Plan, state, events and failovers of one tick travel in one transaction or not at all.
 - The store checks a plan by itself before it writes; a broken one is an Alarm.
-- Events are numbered by the writer inside the chain; the newest `EVENTS_KEPT` stay.
+- Events are numbered by the writer inside the chain; the newest 10,000 stay.
 - `follow` yields rising epochs only, and reads the key again every `RELIST_MS`, so that neither a
   lost watch event nor a restored etcd can hide a plan.
 
@@ -24,7 +24,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import zlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -34,6 +33,16 @@ import structlog
 from controlplane.adapters import wire
 from controlplane.adapters.etcd_intents import EtcdIntents
 from controlplane.adapters.etcd_keys import Keys, number_of, pack_plan, unpack_plan
+from controlplane.adapters.etcd_records import (
+    EVENTS_PER_WRITE,
+    FAILOVERS_PER_WRITE,
+    event_ops,
+    failover_puts,
+    pack_state,
+    pulse_value,
+    read_plan,
+    unpack_state,
+)
 from controlplane.clock import Clock
 from controlplane.model import audit, epochs
 from controlplane.model.errors import (
@@ -48,7 +57,7 @@ from controlplane.model.errors import (
 )
 from controlplane.model.ids import Epoch, Term
 from controlplane.model.intents import Intents
-from controlplane.model.plan import Event, FailoverRecord, Plan, Severity
+from controlplane.model.plan import Event, FailoverRecord, Plan
 from controlplane.ports import (
     Beat,
     Committed,
@@ -64,10 +73,6 @@ from controlplane.v1 import admin_pb2
 
 log = structlog.get_logger(__name__)
 
-EVENTS_KEPT: Final = 10_000
-EVENTS_PER_WRITE: Final = 64
-"""etcd takes 128 operations a transaction; the rest of a burst is counted, critical ones first."""
-FAILOVERS_PER_WRITE: Final = 32
 FAILOVERS_READ: Final = 100
 FAILOVERS_KEPT: Final = 1_000
 UPKEEP_MS: Final = 300_000
@@ -76,9 +81,6 @@ for less than that resume exactly."""
 UPKEEP_PATIENCE_MS: Final = 300
 REQUEST_MAX: Final = 1_400_000
 """Bytes of one transaction; etcd refuses 1.5 MiB."""
-COMPRESS_FROM: Final = 4_096
-STATE_MAX: Final = 64 << 20
-"""Bytes of a decision state after decompression."""
 RELIST_MS: Final = 30_000
 RETRY_MS: Final = 250
 
@@ -128,8 +130,8 @@ class EtcdPlanStore:
         if not reads[0]:
             return None
         failovers = await self.failovers(FAILOVERS_READ)
-        state = _unpack_state(reads[1][0].value) if reads[1] else b""
-        return replace(_committed(reads[0][0]), state=state, failovers=tuple(failovers))
+        state = unpack_state(reads[1][0].value) if reads[1] else b""
+        return replace(read_plan(reads[0][0]), state=state, failovers=tuple(failovers))
 
     async def intents(self) -> Intents:
         """Return what operators asked for."""
@@ -228,7 +230,7 @@ class EtcdPlanStore:
         beat = Beat(tick=0, attentive_ms=plan.decided_at_ms, wall_ms=plan.committed_at_ms)
         puts = [
             Put(key=self.keys.plan, value=value),
-            Put(key=self.keys.state, value=_pack_state(state)),
+            Put(key=self.keys.state, value=pack_state(state)),
             *self._records(chain, beat, plan.epoch, events, failovers),
         ]
         guard = (
@@ -241,7 +243,7 @@ class EtcdPlanStore:
         read_back = KeyValue(
             key=self.keys.plan, value=value, mod_revision=revision, create_revision=0, version=0
         )
-        return replace(_committed(read_back), state=state)
+        return replace(read_plan(read_back), state=state)
 
     async def heartbeat(
         self,
@@ -256,7 +258,7 @@ class EtcdPlanStore:
             chain = await self._begin(leadership)
             puts = self._records(chain, beat, chain.epoch, events, failovers)
             if state is not None:
-                puts.append(Put(key=self.keys.state, value=_pack_state(state)))
+                puts.append(Put(key=self.keys.state, value=pack_state(state)))
             await self._write(leadership, chain, beat, puts, len(events), ())
             await self._keep_up(leadership, chain.heartbeat_revision)
 
@@ -297,7 +299,7 @@ class EtcdPlanStore:
         if not chain.has_plan or plan.epoch > chain.epoch:
             return None
         kv = await self._kv.get(self.keys.plan)
-        stored = _committed(kv) if kv else None
+        stored = read_plan(kv) if kv else None
         if (
             stored is not None
             and (stored.plan.epoch, stored.plan.term) == (plan.epoch, plan.term)
@@ -317,7 +319,7 @@ class EtcdPlanStore:
     ) -> int:
         """One guarded transaction; returns its revision."""
         self._seq += 1  # never the same bytes twice: the client tells by them whose write it was
-        pulse = _pulse(leadership, self._seq, beat)
+        pulse = pulse_value(leadership, self._seq, beat)
         if (size := len(pulse) + sum(len(op.value) for op in ops if isinstance(op, Put))) > (
             REQUEST_MAX
         ):
@@ -383,10 +385,6 @@ class EtcdPlanStore:
             return self._over(leadership)
         return AmbiguousError(f"term {leadership.term}: an earlier write arrived late; load again")
 
-    def _over(self, leadership: Leadership) -> DeposedError:
-        self.on_deposed(leadership.term)
-        return DeposedError(f"term {leadership.term} is over; nothing was written")
-
     def _records(
         self,
         chain: _Chain,
@@ -395,88 +393,22 @@ class EtcdPlanStore:
         events: Sequence[Event],
         failovers: Sequence[FailoverRecord],
     ) -> list[Put | Delete]:
-        """Events and failovers of one write, and the deletion of events beyond EVENTS_KEPT."""
-        ops: list[Put | Delete] = []
-        for number, event in enumerate(_at_most(events), chain.last_event + 1):
-            message = wire.encode_event(
-                event, event_id=number, at_wall_ms=beat.wall_ms, epoch=epoch, term=chain.term
-            )
-            ops.append(Put(key=self.keys.event(number), value=message.SerializeToString()))
-        if ops and (cut := chain.last_event + len(ops) - EVENTS_KEPT) > 0:
-            end = self.keys.event(cut + 1)
-            ops.append(Delete(key=self.keys.event(0), range_end=end))
-        for record in failovers[-FAILOVERS_PER_WRITE:]:
-            failover = wire.encode_failover(
-                record,
-                now_ms=beat.attentive_ms,
-                now_wall_ms=beat.wall_ms,
-                budget_ms=self._budget_ms,
-            )
-            value = failover.SerializeToString()
-            ops.append(Put(key=self.keys.failover(record.id), value=value))
-        return ops
+        return [
+            *event_ops(
+                self.keys, events, last=chain.last_event, beat=beat, epoch=epoch, term=chain.term
+            ),
+            *failover_puts(self.keys, failovers, beat=beat, budget_ms=self._budget_ms),
+        ]
 
-
-def _at_most(events: Sequence[Event]) -> Sequence[Event]:
-    """Bound a burst: critical events first in, the rest counted in one event."""
-    if len(events) <= EVENTS_PER_WRITE:
-        return events
-    rank = (Severity.CRITICAL, Severity.WARNING, Severity.INFO)
-    kept = sorted(range(len(events)), key=lambda i: (rank.index(events[i].severity), i))
-    left_out = len(events) - (EVENTS_PER_WRITE - 1)
-    return [
-        *(events[i] for i in sorted(kept[: EVENTS_PER_WRITE - 1])),
-        Event(
-            kind="events_left_out",
-            message=f"{left_out} more events in this tick than one transaction may carry",
-            severity=Severity.WARNING,
-            data={"count": left_out},
-        ),
-    ]
-
-
-def _pulse(leadership: Leadership, seq: int, beat: Beat) -> bytes:
-    return json.dumps(
-        {
-            "replica": leadership.replica,
-            "region": leadership.region,
-            "term": leadership.term,
-            "seq": seq,
-            "tick": beat.tick,
-            "attentive_ms": beat.attentive_ms,
-            "wall_ms": beat.wall_ms,
-        },
-        separators=(",", ":"),
-    ).encode()
-
-
-def _pack_state(state: bytes) -> bytes:
-    """One byte for the form (0 plain, 1 zlib), then the state."""
-    return b"\1" + zlib.compress(state, 1) if len(state) >= COMPRESS_FROM else b"\0" + state
-
-
-def _unpack_state(value: bytes) -> bytes:
-    if value[:1] != b"\1":
-        return value[1:]
-    unpack = zlib.decompressobj()
-    state = unpack.decompress(value[1:], STATE_MAX)
-    if unpack.unconsumed_tail:
-        raise InvalidInputError("state", f"more than {STATE_MAX} bytes")
-    return state
-
-
-def _committed(kv: KeyValue) -> Committed:
-    epoch, data = unpack_plan(kv.value)
-    plan = wire.parse_plan(data)
-    if plan.epoch != epoch:
-        raise InvalidInputError("plan", f"holds epoch {plan.epoch} under the key of {epoch}")
-    return Committed(plan=plan, state=b"", revision=kv.mod_revision)
+    def _over(self, leadership: Leadership) -> DeposedError:
+        self.on_deposed(leadership.term)
+        return DeposedError(f"term {leadership.term} is over; nothing was written")
 
 
 def _readable(value: bytes, revision: int) -> Committed | None:
     """Decode a followed plan; a broken one is logged and the last good one stays in force."""
     try:
-        return _committed(
+        return read_plan(
             KeyValue(key=b"", value=value, mod_revision=revision, create_revision=0, version=0)
         )
     except InvalidInputError as error:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from controlplane.adapters import planstore
+from controlplane.adapters import etcd_records, planstore
 from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.etcd_intents import EtcdIntents
 from controlplane.adapters.etcd_leader import EtcdLeaderKey
@@ -156,7 +156,7 @@ async def test_events_are_numbered_paged_and_bounded(
 ) -> None:
     """Ids rise without gap over commits and heartbeats, newest come first, only the newest stay,
     a burst keeps its critical events and says how many it left out."""
-    monkeypatch.setattr(planstore, "EVENTS_KEPT", 100)
+    monkeypatch.setattr(etcd_records, "EVENTS_KEPT", 100)
     burst = [Event(kind=f"e{i}", message="m") for i in range(200)]
     burst[150] = Event(kind="worst", message="m", severity=Severity.CRITICAL, data={"n": 7})
     await store.commit(me, plan(1), b"", burst)

@@ -191,13 +191,18 @@ _LIGHT: Json = {
 """Rules and dashboards are most of what is rendered, and only their own values change them."""
 
 
+@functools.cache
+def _defaults() -> Json:
+    defaults: Json = yaml.safe_load((CHART / "values.yaml").read_text())
+    return defaults
+
+
 def _changes(harness: Harness, base: str, path: tuple[str, ...], node: Json) -> bool:
     name, values = CASES[base]
     if path[0] != "monitoring":
         values = merge(values, _LIGHT)
     before = harness.helm.render(values, name=name).files
-    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
-    now: Any = merge(defaults, values)
+    now: Any = merge(_defaults(), values)
     for key in path:
         now = now.get(key) if isinstance(now, dict) else None
     for other in _other(path, node, now):

@@ -150,7 +150,8 @@ class Applier:
             self._unsaved.set()  # the highest epoch may have risen
             log.error("plan_refused", epoch=message.epoch, error=str(error))
             return Verdict(epoch=self._applied_epoch, error=str(error))
-        self._message, self._plan, self._confirmed = message, plan, True
+        # whether it is confirmed stays as it was: a replica cut off from etcd may serve an old plan
+        self._message, self._plan = message, plan
         await self._save_soon()
         await self._feed()
         async with self._changed:

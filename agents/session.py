@@ -134,7 +134,8 @@ class Session:
             high = min(self._base_interval_ms * INTERVAL_FACTOR_MAX, SILENCE_MS // 2)
             self._interval_ms = max(low, min(high, answer.interval_ms))
         self._served_epoch = answer.plan_epoch
-        self._applier.confirm(answer.plan_epoch)
+        if answer.plan_confirmed:
+            self._applier.confirm(answer.plan_epoch)
         self._judge_watch(now_ms)
         self._answer.set()
 

@@ -22,6 +22,8 @@ from controlplane import __version__, logging
 from controlplane.adapters.admin_changes import AdminService
 from controlplane.adapters.agent_service import AgentService
 from controlplane.adapters.authorisation import Authorisation
+from controlplane.adapters.console import Console
+from controlplane.adapters.console_feed import ConsoleFeed, FeedSource
 from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.etcd_intents import EtcdIntents
 from controlplane.adapters.etcd_leader import EtcdLeaderKey
@@ -82,8 +84,8 @@ log = structlog.get_logger(__name__)
 DEMOTE_MARGIN_MS: Final = 100
 """A leader steps down this much before a candidate may take over."""
 DECISIONS_MS: Final = 500
-FEED_MS: Final = 1_000
-"""Consoles hear at least this often."""
+PEER_FRESH_MS: Final = 5_000
+"""A peer heard of within this counts as there."""
 
 
 class Replica:
@@ -192,6 +194,7 @@ class Replica:
             store=self.store,
             elector=self.elector,
             journal=self.journal,
+            goal=self._goal,
         )
         self.locks = lock_manager(
             config,
@@ -223,12 +226,13 @@ class Replica:
             clock=self.clock,
         )
         server = self._grpc_server()
+        console = self._console()
         http = HttpServer(
             metrics=self.metrics,
             plan=lambda: self.board.plan,
             status=self._status_json,
             ready=self.not_ready_because,
-            feed=self._console_feed,
+            console=console,
             before_scrape=self._scrape,
         )
         host, _, port = config.server.http_listen.rpartition(":")
@@ -245,11 +249,11 @@ class Replica:
             grpc=config.server.grpc_listen, http=config.server.http_listen, version=__version__,
         )  # fmt: skip
         try:
-            await self._work()
+            await self._work(console.feed)
         finally:
             await self._shut_down(server, http)
 
-    async def _work(self) -> None:
+    async def _work(self, feed: ConsoleFeed) -> None:
         parts = {
             "tick": self.loop.run,
             "election": self.elector.run,
@@ -260,6 +264,7 @@ class Replica:
             "operations": self.operations.run,
             "decisions": self._write_decisions,
             "presence": self.presence.run,
+            "console": feed.run,
             "peers": self._peer_links().run,
         }
         if self.locks is not None:
@@ -435,6 +440,7 @@ class Replica:
                 lambda: self.board.epoch,
                 lambda: self.topology.policy.report_interval_ms,
                 regions=lambda: frozenset(str(r.name) for r in self.topology.regions),
+                plan_confirmed=lambda: self.views.leader().coordinated,
                 may_report_for=lambda context: self._caller(context).region,
                 max_streams=self.config.server.max_agents,
             ),
@@ -484,7 +490,49 @@ class Replica:
         if self.loop.evidence is not None:
             self.metrics.set_evidence(self.loop.evidence.regions)
         entries = self.book.entries(now_ms)
-        fresh = [d for d, age in entries if age <= FEED_MS * 5 and d.replica != self.me.replica]
+        fresh = [d for d, age in entries if age <= PEER_FRESH_MS and d.replica != self.me.replica]
+        files = tls_files(self.config)
+        for use, path in (("server", files.cert), ("ca", files.ca)) if files else ():
+            if (ends_s := expires_at_s(path)) is not None:
+                self.metrics.set_certificate_expiry(use, ends_s)
+        self.metrics.set_peers(len(fresh), max(0, len(self.config.replicas()) - 1))
+
+    async def _status_json(self) -> dict[str, Any]:
+        return to_json(self.admin.status())
+
+    def _console(self) -> Console:
+        async def changed(epoch: int) -> int:
+            return int((await self.board.wait_newer(epoch)).epoch)
+
+        source = FeedSource(
+            status=self.admin.status,
+            regions=self.admin.regions,
+            changed=changed,
+            events=self.journal.follow,
+        )
+        feed = ConsoleFeed(source, self.clock)
+        self.board.listen(lambda plan: feed.remember(plan, self.topology))
+        return Console(self.config, self.admin, feed, lambda: self.topology)
+
+    async def _goal(self) -> Mapping[RegionName, int]:
+        """Tell where every region's load is going; nothing while there is no state."""
+        try:
+            return goal(self.topology, await self._state(), self.intents)
+        except WeirError:
+            return {}
+
+    def _scrape(self) -> None:
+        """Bring gauges up to date before they are read."""
+        leader = self.views.leader()
+        self.metrics.set_leader(self.elector.leadership is not None, leader.term)
+        self.metrics.set_heartbeat_age(leader.heartbeat_age_ms)
+        self.metrics.set_etcd_reachable(leader.coordinated)
+        now_ms = self.clock.monotonic_ms()
+        self.metrics.set_subscribers(self.subscribers.snapshot(now_ms), self.board.epoch)
+        if self.loop.evidence is not None:
+            self.metrics.set_evidence(self.loop.evidence.regions)
+        entries = self.book.entries(now_ms)
+        fresh = [d for d, age in entries if age <= PEER_FRESH_MS and d.replica != self.me.replica]
         files = tls_files(self.config)
         for use, path in (("server", files.cert), ("ca", files.ca)) if files else ():
             if (ends_s := expires_at_s(path)) is not None:

@@ -56,6 +56,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         interval_ms: Callable[[], int],
         *,
         regions: Callable[[], frozenset[str]],
+        plan_confirmed: Callable[[], bool],
         may_report_for: Callable[[grpc.aio.ServicerContext], str | None],
         max_streams: int,
     ) -> None:
@@ -65,6 +66,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         self._plan_epoch = plan_epoch
         self._interval_ms = interval_ms
         self._regions = regions
+        self._plan_confirmed = plan_confirmed
         self._may_report_for = may_report_for
         self._max_streams = max_streams
         self._streams = 0
@@ -94,7 +96,10 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         self, request: agent_pb2.ReportRequest, own: str | None
     ) -> agent_pb2.ReportResponse:
         response = agent_pb2.ReportResponse(
-            seq=request.seq, plan_epoch=self._plan_epoch(), interval_ms=self._interval_ms()
+            seq=request.seq,
+            plan_epoch=self._plan_epoch(),
+            interval_ms=self._interval_ms(),
+            plan_confirmed=self._plan_confirmed(),
         )
         # the label of an unknown region must not come from the network
         region = request.region if request.region in self._regions() else "unknown"

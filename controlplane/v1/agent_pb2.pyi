@@ -273,12 +273,17 @@ class ReportResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     PLAN_EPOCH_FIELD_NUMBER: _builtins.int
     INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    PLAN_CONFIRMED_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """The report's seq."""
     plan_epoch: _builtins.int
     """Epoch of the plan this replica serves; 0 when none."""
     interval_ms: _builtins.int
     """How long to wait until the next report, in ms."""
+    plan_confirmed: _builtins.bool
+    """True while this replica has lately read from etcd, with a quorum, that this plan is in force. Channels that fail
+    closed live on it.
+    """
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """Unset when the report was taken. INVALID_ARGUMENT names the field and the remedy in google.rpc.BadRequest."""
@@ -290,10 +295,11 @@ class ReportResponse(_message.Message):
         error: _status_pb2.Status | None = ...,
         plan_epoch: _builtins.int = ...,
         interval_ms: _builtins.int = ...,
+        plan_confirmed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "interval_ms", b"interval_ms", "plan_epoch", b"plan_epoch", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "interval_ms", b"interval_ms", "plan_confirmed", b"plan_confirmed", "plan_epoch", b"plan_epoch", "seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -95,6 +95,7 @@ class Replica(agent_pb2_grpc.AgentServiceServicer, routing_pb2_grpc.RoutingServi
                 seq=request.seq,
                 plan_epoch=epoch if self.announced is None else self.announced,
                 interval_ms=self.interval_ms,
+                plan_confirmed=True,
             )
             if self.refuse:
                 response.error.code = code_pb2.INVALID_ARGUMENT

@@ -64,7 +64,7 @@ async def test_a_plan_is_applied_and_on_disk_when_offer_returns(tmp_path: Path) 
         verdict = await applier.offer(plan(7))
     assert (verdict.epoch, verdict.error) == (7, "")
     assert (applier.applied_epoch, applier.highest_epoch) == (7, 7)
-    assert sink.taken == [(7, True)]
+    assert sink.taken == [(7, False)]  # nobody has confirmed it yet
     assert order == ["disk 7"]
 
 
@@ -78,7 +78,7 @@ async def test_only_higher_epochs(tmp_path: Path) -> None:
             assert verdict.stale
             assert verdict.epoch == 7
             assert "not above 7" in verdict.error
-    assert sink.taken == [(7, True)]
+    assert sink.taken == [(7, False)]  # nobody has confirmed it yet
     assert applier.message == plan(7, 5000)
 
 

@@ -7,11 +7,11 @@ buffer: while the link is down every call fails at once with UnavailableError, a
 repeats a call does so with the same request id. (redis-py's silent retry is what makes its own
 `Lock` say "not acquired" while it holds it.)
 
-Failure modes. A call not answered within `call_timeout_ms` proves the whole link suspect (answers
-are in order), so it is closed, every call in flight fails, and a new one is tried with a backoff
-that is bounded. A server that answers as a replica is left at once and the address is asked again,
-which with Sentinel finds the new primary. What happened to a call in flight is unknown; the scripts
-are idempotent by request id for that reason.
+Failure modes. Nothing heard for `call_timeout_ms` while an answer is due makes the whole link
+suspect (answers are in order), so it is closed, every call in flight fails, and a new one is tried
+with a backoff that is bounded. A server that answers as a replica is left at once and the address
+is asked again, which with Sentinel finds the new primary. What happened to a call in flight is
+unknown; the scripts are idempotent by request id for that reason.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class _Wire(asyncio.Protocol):
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._out: list[bytes] = []
+        self._heard_ms = clock.monotonic_ms()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -69,15 +70,17 @@ class _Wire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.closed.done():
             self.closed.set_result(exc)
-        error = UnavailableError("redis: the connection was lost; the call may have happened")
         while self.waiting:
             future, _ = self.waiting.popleft()
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(
+                    UnavailableError("redis: the connection was lost; the call may have happened")
+                )
                 future.exception()  # a caller that has gone need not be warned about
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
+        self._heard_ms = self._clock.monotonic_ms()
         while (reply := self._reader.gets()) is not False:
             if isinstance(reply, hiredis.PushNotification):
                 push = cast("list[bytes]", reply)
@@ -111,8 +114,9 @@ class _Wire(asyncio.Protocol):
         if self.transport and not self.transport.is_closing():
             self.transport.write(data)
 
-    def oldest_ms(self) -> int | None:
-        return self.waiting[0][1] if self.waiting else None
+    def silent_ms(self, now_ms: int) -> int:
+        """How long nothing has been heard while an answer was due."""
+        return now_ms - max(self.waiting[0][1], self._heard_ms) if self.waiting else 0
 
     def close(self) -> None:
         if self.transport:
@@ -220,11 +224,10 @@ class RedisLink:
         """Return when the connection ended or a call was not answered in time."""
         step = max(10, self.call_timeout_ms // 10) / 1000
         while not wire.closed.done():
-            oldest = wire.oldest_ms()
-            now = self.clock.monotonic_ms()
-            if oldest is not None and now - oldest > self.call_timeout_ms:
-                self._problem = f"no answer for {now - oldest} ms"
-                log.warning("redis_silent", peer=self.peer, silent_ms=now - oldest)
+            silent = wire.silent_ms(self.clock.monotonic_ms())
+            if silent > self.call_timeout_ms:
+                self._problem = f"no answer for {silent} ms"
+                log.warning("redis_silent", peer=self.peer, silent_ms=silent)
                 wire.close()
             await asyncio.wait({wire.closed}, timeout=step)
         if self._problem == "not connected yet":

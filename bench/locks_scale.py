@@ -98,10 +98,10 @@ async def wait_many(locks, link, count):
     await locks.release("one", owner="holder", token=holder.token)
     await asyncio.gather(*tasks)
     gaps = [b - a for a, b in zip([started, *times], times, strict=False)]
-    in_order = order == list(range(count))
+    fifo = order == list(range(count))
     print(
         f"{count} waiters on one name: {(queued - before) / count:.0f} bytes of Redis each; all "
-        f"served in {times[-1] - started:.2f} s, a hand-over {quantiles(gaps)}, in order: {in_order}"
+        f"served in {times[-1] - started:.2f} s, a hand-over {quantiles(gaps)}, in order: {fifo}"
     )
     print(f"keys left: {await link.call('DBSIZE')} (the fence)")
 

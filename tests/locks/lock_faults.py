@@ -37,14 +37,14 @@ async def script_flush(world: World, _: EtcdCluster) -> None:
 
 
 async def empty_restart(world: World, _: EtcdCluster) -> None:
-    """kill -9 and a start with nothing on disk."""
+    """Kill -9 and a start with nothing on disk."""
     await _thread(world.a.kill)
     world.a.wipe()
     await _thread(world.a.start)
 
 
 async def old_rdb(world: World, _: EtcdCluster) -> None:
-    """kill -9 and a start from a snapshot that misses the newest grants."""
+    """Kill -9 and a start from a snapshot that misses the newest grants."""
     await world.redis(world.a, "SAVE")
     before = int((await world.fence(world.a)).get("counter", 0))
     await world.granted(3)
@@ -55,7 +55,7 @@ async def old_rdb(world: World, _: EtcdCluster) -> None:
 
 
 async def truncated_aof(world: World, _: EtcdCluster) -> None:
-    """kill -9 and a start from an append-only file whose end is missing."""
+    """Kill -9 and a start from an append-only file whose end is missing."""
     await world.redis(world.a, "CONFIG", "SET", "appendonly", "yes")
     async with asyncio.timeout(20):
         while True:

@@ -66,11 +66,13 @@ class FaultyLink(RedisLink):
         return ""
 
     def call(self, *args: Any) -> Any:
+        """Send, or meddle."""
         if not self.rates and not self.keep_back:
             return super().call(*args)
         return self._meddle(args)
 
     def post(self, *args: Any) -> None:
+        """Send untouched: nobody waits for the outcome."""
         with contextlib.suppress(UnavailableError):
             super().call(*args).add_done_callback(
                 lambda future: future.cancelled() or future.exception()
@@ -110,6 +112,7 @@ class Ledger:
     connection: sqlite3.Connection | None = None
 
     def open(self) -> Ledger:
+        """Open or reopen the database."""
         self.connection = sqlite3.connect(self.path, timeout=30)
         cursor = self.connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
@@ -139,6 +142,7 @@ class Ledger:
         return sum(self.committed.values()) - sum(sums.values())
 
     def close(self) -> None:
+        """Close it."""
         if self.connection:
             self.connection.close()
             self.connection = None
@@ -169,6 +173,7 @@ class Worker:
         self.doing = ""
 
     async def run(self, go_on: Callable[[], bool]) -> None:
+        """Work until told to stop."""
         turn = 0
         while go_on():
             turn += 1
@@ -176,7 +181,7 @@ class Worker:
                 await self._once(f"r{self.rng.randrange(self.names)}", f"{self.label}.{turn}")
             except (UnavailableError, RefusedError) as error:
                 self.refusals += 1
-                self.last = f"{time.monotonic():.1f} {error!r}"
+                self.last = f"{time.perf_counter():.1f} {error!r}"
                 await asyncio.sleep(0.005)
 
     async def _once(self, name: str, owner: str) -> None:
@@ -185,7 +190,7 @@ class Worker:
         asked = time.monotonic_ns()
         wait_ms = rng.choice((0, 300, 1_500))
         grant: Grant | None = None
-        self.doing = f"acquire {name} wait {wait_ms} since {time.monotonic():.1f}"
+        self.doing = f"acquire {name} wait {wait_ms} since {time.perf_counter():.1f}"
         for _ in range(3):  # a lost reply is asked for again with the same request
             try:
                 grant = await self.manager.acquire(
@@ -347,16 +352,16 @@ class World:
     async def granted(self, count: int = 1, deadline_s: float = 30.0) -> None:
         """Wait until `count` grants asked for from now on are in the history."""
         at, now, found = len(self.history), time.monotonic_ns(), 0
-        until = time.monotonic() + deadline_s
+        until = time.perf_counter() + deadline_s
         while found < count:
             await asyncio.sleep(0.002)
             found += sum(grant.asked_ns >= now for grant in self.history[at:])
             at = len(self.history)
-            assert time.monotonic() < until, self.state()
+            assert time.perf_counter() < until, self.state()
 
     def state(self) -> str:
         """What an eye needs when nothing is granted any more."""
-        lines = [f"nothing is granted at {time.monotonic():.1f}; {self.leader} leads"]
+        lines = [f"nothing is granted at {time.perf_counter():.1f}; {self.leader} leads"]
         for name, manager in self.managers.items():
             link = self.links[name]
             lines.append(f"{name} {manager.lineage} {link.peer!r} {link._problem} {link.address}")

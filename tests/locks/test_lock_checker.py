@@ -8,6 +8,7 @@ from lock_history import Granted, check
 
 
 def grant(token: int, asked: int, returned: int, name: str = "a", until: int = 0) -> Granted:
+    """A grant in short."""
     return Granted(name=name, token=token, asked_ns=asked, returned_ns=returned, until_ns=until)
 
 

@@ -6,7 +6,7 @@ granted. Where today's Redis makes two checks cover each other, the scenario tak
 cover away first and says so.
 """
 
-# ruff: noqa: ASYNC110, D401 - other processes tell nothing, what they show is polled; the
+
 # docstrings say what a scenario proves
 
 from __future__ import annotations
@@ -138,6 +138,7 @@ class Bench:
         return [item.decode() if isinstance(item, bytes) else item for item in reply]
 
     async def redis(self, *args: Any, port: int = 0) -> Any:
+        """Run a script of the fence by hand."""
         return await self.lab.redis(*args, port=port)
 
 

@@ -186,12 +186,14 @@ def _lost_updates(database: tuple[SqlGuard, Connect, str], *, seal_first: bool) 
     for turn in range(0, 40, 2):
         barrier = threading.Barrier(2)
         outcomes: list[bool] = []
+        turns = threading.Event()
 
         def holder(
             connection: Any,
             token: int,
             pause: bool,
             outcomes: list[bool] = outcomes,
+            turns: threading.Event = turns,
             barrier: threading.Barrier = barrier,
         ) -> None:
             try:
@@ -215,7 +217,6 @@ def _lost_updates(database: tuple[SqlGuard, Connect, str], *, seal_first: bool) 
             finally:
                 turns.set()
 
-        turns = threading.Event()
         pause = not seal_first or rng.random() < 0.5
         threads = [
             threading.Thread(target=holder, args=(one, turn + 1, False)),

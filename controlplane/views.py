@@ -7,8 +7,8 @@ the answer is the last known good.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from controlplane.adapters.admin_changes import EffectView, Refusal
@@ -18,6 +18,7 @@ from controlplane.adapters.wire import unix_ms
 from controlplane.clock import Clock
 from controlplane.config import WeirConfig
 from controlplane.decision.explain import explain
+from controlplane.decision.goal import goal
 from controlplane.decision.preview import preview
 from controlplane.decision.state import State
 from controlplane.decision.votes import votes
@@ -37,6 +38,8 @@ from controlplane.v1 import admin_pb2
 
 COORDINATED_MS: Final = 3_000
 """Without a linearizable read for this long etcd counts as gone for this replica."""
+STATE_SHOWN_MS: Final = 500
+"""What is only shown may rest on a checkpoint this old: one read for all regions and consoles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,9 @@ class Views:
     store: EtcdPlanStore
     elector: Elector
     journal: Journal[Any, Any]
+    intents: Callable[[], Intents]
+    shown: dict[str, tuple[int, State]] = field(default_factory=dict)
+    """The last checkpoint read for showing, with the time it was read."""
 
     def reads(self) -> Reads:
         """Return what the admin service looks at."""
@@ -80,6 +86,7 @@ class Views:
             configured=lambda: self.config().replicas(),
             alarms=self.alarms,
             journal=self.journal,
+            goal=self.goal,
         )
 
     def live(self) -> Sequence[Subscriber]:
@@ -110,10 +117,25 @@ class Views:
             raise UnavailableError("no decision state in etcd yet")
         return State.from_bytes(committed.state)
 
+    async def _state_to_show(self) -> State:
+        now_ms = self.clock.monotonic_ms()
+        read_ms, state = self.shown.get("", (-STATE_SHOWN_MS, None))
+        if state is None or now_ms - read_ms > STATE_SHOWN_MS or self.loop.state is not None:
+            state = await self.state()
+            self.shown[""] = (now_ms, state)
+        return state
+
+    async def goal(self) -> Mapping[RegionName, int]:
+        """Tell where every region's load is going; nothing while there is no state."""
+        try:
+            return goal(self.topology(), await self._state_to_show(), self.intents())
+        except WeirError:
+            return {}
+
     async def votes(self, region: RegionName) -> Sequence[VoteView]:
         """Return what each vantage says of a region; empty when the state cannot be read."""
         try:
-            state = await self.state()
+            state = await self._state_to_show()
         except WeirError:
             return ()
         return [

@@ -7,7 +7,7 @@ while it does not answer they come from this replica's memory of what it has see
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -20,6 +20,7 @@ from controlplane.adapters.wire_evidence import encode_subscriber
 from controlplane.model.errors import InvalidInputError, UnavailableError
 from controlplane.model.evidence import Digest, Evidence, Subscriber
 from controlplane.model.ids import ChannelName, RegionName
+from controlplane.model.load import load_bp, utilisation_bp
 from controlplane.model.plan import Plan, RuleStep
 from controlplane.model.topology import Topology
 from controlplane.v1 import admin_pb2, admin_pb2_grpc, common_pb2
@@ -91,6 +92,7 @@ class Reads:
     configured: Callable[[], dict[str, tuple[str, str]]]
     alarms: Callable[[], Sequence[str]]
     journal: EventSource
+    goal: Callable[[], Awaitable[Mapping[RegionName, int]]]
 
 
 def page_size(asked: int) -> int:
@@ -195,11 +197,15 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
         states = {state.name: state for state in wire_plan.regions}
         evidence = self._reads.evidence()
         heard = {str(r.region): r for r in evidence.regions} if evidence else {}
+        topology, goal = self._reads.topology(), await self._reads.goal()
+        applied: dict[str, int] = {}
+        for subscriber in self._reads.subscribers():
+            held = applied.get(subscriber.region, subscriber.applied_epoch)
+            applied[subscriber.region] = min(held, subscriber.applied_epoch)
         out = []
-        for region in self._reads.topology().regions:
+        for region in topology.regions:
             state = states.get(region.name, common_pb2.RegionState(name=region.name))
             seen = heard.get(str(region.name))
-            weights = [route.weight(region.name) for route in plan.routes] if plan else []
             message = admin_pb2.Region(
                 name=region.name,
                 role=region.role,
@@ -213,7 +219,10 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
                 else seen.report_age_ms,
                 agents_live=seen.agents_live if seen else 0,
                 agents_expected=region.agents_expected,
-                load_bp=sum(weights) // len(weights) if weights else 0,
+                load_bp=load_bp(topology, plan, region.name) if plan else 0,
+                target_load_bp=goal.get(region.name),
+                utilisation_bp=utilisation_bp(topology, plan, region.name) if plan else 0,
+                applied_epoch=applied.get(str(region.name), -1),
                 votes=[
                     admin_pb2.Vote(
                         vantage=vote.vantage,

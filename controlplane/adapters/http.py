@@ -8,12 +8,13 @@ for a sick store. Readiness says that this replica can serve a plan; it is not l
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 from aiohttp import web
 
+from controlplane.adapters.console import Console
 from controlplane.adapters.jsonview import to_json
 from controlplane.adapters.wire import encode_plan
 from controlplane.model.plan import Plan
@@ -22,14 +23,13 @@ STREAMS_MAX: Final = 200
 """Most consoles (event streams) at once; each holds one connection."""
 EVENT_WRITE_S: Final = 5.0
 """A console that does not take an event for this long is dropped and reconnects by itself."""
+BODY_MAX: Final = 64 * 1024
+"""Larger requests are refused."""
 SECURITY_HEADERS: Final = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-        "connect-src *; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
 }
 
 
@@ -51,18 +51,19 @@ class HttpServer:
         plan: Callable[[], Plan | None],
         status: Callable[[], Awaitable[dict[str, Any]]],
         ready: Callable[[], str],
-        feed: Callable[[], AsyncIterator[dict[str, Any]]],
+        console: Console,
         before_scrape: Callable[[], None] = lambda: None,
     ) -> None:
         self._metrics = metrics
         self._plan = plan
         self._status = status
         self._ready = ready
-        self._feed = feed
+        self._console = console
         self._before_scrape = before_scrape
         self._streams = 0
         self._runner: web.AppRunner | None = None
-        self.app = web.Application(middlewares=[_headers])
+        self.app = web.Application(middlewares=[self._headers], client_max_size=BODY_MAX)
+        self._policy = console.security_policy()
         self.app.add_routes(
             [
                 web.get("/metrics", self._get_metrics),
@@ -71,6 +72,7 @@ class HttpServer:
                 web.get("/api/plan", self._get_plan),
                 web.get("/api/status", self._get_status),
                 web.get("/api/events", self._get_events),
+                *console.routes(),
             ]
         )
 
@@ -109,37 +111,50 @@ class HttpServer:
         return web.json_response(await self._status())
 
     async def _get_events(self, request: web.Request) -> web.StreamResponse:
-        """Server-sent events: `status` at once and whenever something changes, `decision` for
-        every event."""
-        if self._streams >= STREAMS_MAX:
+        """Server-sent events as described in console_feed."""
+        if self._console.feed.streams >= STREAMS_MAX:
             return web.json_response(
                 {"error": f"this replica serves at most {STREAMS_MAX} consoles; use another one"},
                 status=503,
                 headers={"Retry-After": "5"},
             )
-        self._streams += 1
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
         )
+        self._add_headers(request, response)
         try:
             await response.prepare(request)
-            async for item in self._feed():
-                kind = item.get("type", "message")
-                data = json.dumps(item.get("data"), separators=(",", ":"))
-                async with asyncio.timeout(EVENT_WRITE_S):
-                    await response.write(f"event: {kind}\ndata: {data}\n\n".encode())
+            async with contextlib.aclosing(self._console.feed.stream()) as chunks:
+                async for chunk in chunks:
+                    async with asyncio.timeout(EVENT_WRITE_S):
+                        await response.write(chunk)
         except (TimeoutError, ConnectionError):
             pass
-        finally:
-            self._streams -= 1
         return response
 
+    @web.middleware
+    async def _headers(
+        self,
+        request: web.Request,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    ) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except web.HTTPException as error:
+            self._add_headers(request, error)
+            raise
+        if not response.prepared:
+            self._add_headers(request, response)
+        return response
 
-@web.middleware
-async def _headers(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    response = await handler(request)
-    if not response.prepared:
-        response.headers.update(SECURITY_HEADERS)
-    return response
+    def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Add what protects the page, and let the other replicas' pages read /api/*."""
+        headers = response.headers
+        headers.update(SECURITY_HEADERS)
+        headers["Content-Security-Policy"] = self._policy
+        headers.setdefault("Cache-Control", "no-store")
+        if request.method == "GET" and request.path.startswith("/api/"):
+            headers["Vary"] = "Origin"
+            origin = request.headers.get("Origin", "")
+            if origin in self._console.readers:
+                headers["Access-Control-Allow-Origin"] = origin

@@ -38,6 +38,4 @@ def goal(topology: Topology, state: State, intents: Intents) -> Mapping[RegionNa
     table = weights.weight if limits.frozen else weights.goal
     demand = np.array([channel.demand_tps or 1 for channel in topology.channels], dtype=np.float64)
     shares = np.rint(table @ demand / max(1.0, float(demand.sum())))
-    return {
-        name: min(FULL_BP, int(shares[index])) for name, index in world.region_index.items()
-    }
+    return {name: min(FULL_BP, int(shares[index])) for name, index in world.region_index.items()}

@@ -246,6 +246,9 @@ class Region(_message.Message):
     CLOCK_OFFSET_MS_FIELD_NUMBER: _builtins.int
     LOAD_BP_FIELD_NUMBER: _builtins.int
     VOTES_FIELD_NUMBER: _builtins.int
+    TARGET_LOAD_BP_FIELD_NUMBER: _builtins.int
+    UTILISATION_BP_FIELD_NUMBER: _builtins.int
+    APPLIED_EPOCH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     role: _builtins.str
@@ -270,6 +273,14 @@ class Region(_message.Message):
     """Clock offset of the region, in ms; unset when never measured."""
     load_bp: _builtins.int
     """Share of the whole load that the plan sends here, in basis points."""
+    target_load_bp: _builtins.int
+    """Share of the whole load that the plan moves towards under the present phases and intents, in basis points; a
+    returning region counts as returned. Unset while this replica has no decision state.
+    """
+    utilisation_bp: _builtins.int
+    """Part of its capacity that the configured demand uses under the plan, in basis points."""
+    applied_epoch: _builtins.int
+    """Lowest epoch that its live subscribers have applied; -1 when it has none."""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
         """Since when it is in this phase."""
@@ -295,14 +306,22 @@ class Region(_message.Message):
         clock_offset_ms: _builtins.float | None = ...,
         load_bp: _builtins.int = ...,
         votes: _abc.Iterable[Global___Vote] | None = ...,
+        target_load_bp: _builtins.int | None = ...,
+        utilisation_bp: _builtins.int = ...,
+        applied_epoch: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "clock_offset_ms", b"clock_offset_ms", "since", b"since"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_target_load_bp", b"_target_load_bp", "clock_offset_ms", b"clock_offset_ms", "since", b"since", "target_load_bp", b"target_load_bp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "agents_expected", b"agents_expected", "agents_live", b"agents_live", "capacity_tps", b"capacity_tps", "cause", b"cause", "clock_offset_ms", b"clock_offset_ms", "drained", b"drained", "load_bp", b"load_bp", "name", b"name", "phase", b"phase", "report_age_ms", b"report_age_ms", "role", b"role", "since", b"since", "verdict", b"verdict", "votes", b"votes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_target_load_bp", b"_target_load_bp", "agents_expected", b"agents_expected", "agents_live", b"agents_live", "applied_epoch", b"applied_epoch", "capacity_tps", b"capacity_tps", "cause", b"cause", "clock_offset_ms", b"clock_offset_ms", "drained", b"drained", "load_bp", b"load_bp", "name", b"name", "phase", b"phase", "report_age_ms", b"report_age_ms", "role", b"role", "since", b"since", "target_load_bp", b"target_load_bp", "utilisation_bp", b"utilisation_bp", "verdict", b"verdict", "votes", b"votes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clock_offset_ms: _TypeAlias = _typing.Literal["clock_offset_ms"]  # noqa: Y015
     _WhichOneofArgType__clock_offset_ms: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms"]  # noqa: Y015
+    _WhichOneofReturnType__target_load_bp: _TypeAlias = _typing.Literal["target_load_bp"]  # noqa: Y015
+    _WhichOneofArgType__target_load_bp: _TypeAlias = _typing.Literal["_target_load_bp", b"_target_load_bp"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_offset_ms) -> _WhichOneofReturnType__clock_offset_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_load_bp) -> _WhichOneofReturnType__target_load_bp | None: ...
 
 Global___Region: _TypeAlias = Region  # noqa: Y015
 

@@ -6,11 +6,10 @@ from typing import Protocol
 
 
 class LockMetrics(Protocol):
-    """Port to the metrics; `result` is one of a handful of words."""
+    """Port to the metrics (controlplane.adapters.prometheus)."""
 
     def lock_grant(self, result: str, wait_s: float | None = None) -> None:
-        """Count an acquisition: granted, held, unavailable, withdrawn; a granted one with its wait
-        in s."""
+        """Count an acquisition: granted (with its wait in s), held, unavailable, withdrawn."""
         ...
 
     def set_lock_epoch(self, epoch: int) -> None:
@@ -18,7 +17,7 @@ class LockMetrics(Protocol):
         ...
 
     def set_lock_state(self, state: str) -> None:
-        """Report where the epoch stands: open, quarantine, unreachable, replica, lost, stale."""
+        """Report where the epoch stands: open, or why nothing is granted."""
         ...
 
     def lock_token_rejected(self) -> None:

@@ -87,7 +87,7 @@ async def test_a_lagging_member_costs_nothing(
     leader = await own_replicas.leader()
     slow = next(m for m in own_etcd.members if m is not own_etcd.leader())
     begun = now_ms()
-    for _ in range(5):
+    for _ in range(3):
         slow.child.pause()
         await asyncio.sleep(0.4)  # the fault's length
         slow.child.resume()
@@ -105,7 +105,7 @@ async def test_a_slow_disk_does_not_make_leadership_flap(
     own_replicas.start(3, **QUICK)
     leader = await own_replicas.leader()
     begun = now_ms()
-    for _ in range(6):
+    for _ in range(4):
         member = own_etcd.leader()
         member.child.pause()
         await asyncio.sleep(0.8)  # the fault's length: below raft's own election timeout

@@ -31,7 +31,7 @@ async def test_kills_and_stops_never_interleave_terms(kv: EtcdClient, replicas: 
     term, epochs and events only rise, every acknowledged plan is there, no refused one is."""
     replicas.start(3, **FAST)
     stopped: list[LeaderProcess] = []
-    for round_ in range(6):
+    for round_ in range(3):
         leader = await replicas.leader(now_ms())
         begun = now_ms()
         if round_ % 3 == 2:
@@ -171,29 +171,32 @@ async def test_clock_jumps_change_nothing(kv: EtcdClient, replicas: Replicas) ->
     assert await judge(kv, replicas) == []
 
 
-async def late_copies(
-    cluster: EtcdCluster, replicas: Replicas, *, without: list[str], rounds: int = 4
-) -> None:
-    """Stop each member in turn with the leader's requests in its socket, wake it once the leader
-    has written on through another one: it then proposes what it was asked long ago."""
-    leader = replicas.add(
+def hasty(replicas: Replicas, without: list[str]) -> LeaderProcess:
+    """Start a leader that leaves a hung member after 150 ms."""
+    return replicas.add(
         replica="a0", region="east", **FAST, options={"attempt_ms": 150}, without=without
     )
-    for _ in range(rounds):
-        await replicas.leader(now_ms())
-        for member in cluster.members:
-            begun = now_ms()
-            member.child.pause()
-            await asyncio.sleep(0.3)  # the fault's length: a request waits in the socket
-            member.child.resume()
-            await until(lambda t=begun: len(leader.said("ok", t)) > 2, "it writes on")
+
+
+async def late_copies(cluster: EtcdCluster, replicas: Replicas) -> None:
+    """Stop each member in turn with the leader's requests in its socket, wake it once the leader
+    has written on through another one: it then proposes what it was asked long ago."""
+    leader = await replicas.leader(now_ms())
+    for member in cluster.members:
+        begun = now_ms()
+        member.child.pause()
+        await asyncio.sleep(0.3)  # the fault's length: a request waits in the socket
+        member.child.resume()
+        await until(lambda t=begun: len(leader.said("ok", t)) > 2, "it writes on")
 
 
 async def test_a_copy_delivered_late_is_not_applied(
     own_etcd: EtcdCluster, own_replicas: Replicas, own_kv: EtcdClient
 ) -> None:
     """A member that wakes with old requests in its socket applies none of them a second time."""
-    await late_copies(own_etcd, own_replicas, without=[])
+    hasty(own_replicas, without=[])
+    for _ in range(4):
+        await late_copies(own_etcd, own_replicas)
     assert await judge(own_kv, own_replicas) == []
 
 
@@ -202,6 +205,11 @@ async def test_without_the_chain_late_copies_are_applied(
 ) -> None:
     """Mutation: guarded by the term alone, the same late requests are applied twice: state and
     events of an earlier tick overwrite those of a later one."""
-    await late_copies(own_etcd, own_replicas, without=["chain", "epoch"], rounds=6)
-    found = await judge(own_kv, own_replicas)
-    assert any(line.startswith(("chain:", "epoch:", "acked:")) for line in found)
+    hasty(own_replicas, without=["chain", "epoch"])
+    found: list[str] = []
+    for _ in range(20):  # whether a woken member still proposes is its own race; most do
+        await late_copies(own_etcd, own_replicas)
+        if found := await judge(own_kv, own_replicas):
+            break
+    assert found
+    assert all(line.startswith(("chain:", "epoch:", "acked:", "event:")) for line in found)

@@ -4,13 +4,16 @@
 
 kill, stop: the leader gets SIGKILL or SIGSTOP; time until the next leader's first committed plan.
 exit: the leader gets SIGTERM; from the moment it begins to stop. both: leader and etcd's raft
-leader get SIGKILL together. Prints one JSON line per scenario: median, p99 and largest, in ms.
+leader get SIGKILL together. rolling: every replica is restarted in turn; the longest pause between
+two committed plans (a tick included). Prints one JSON line per scenario: median, p99 and largest,
+in ms.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -59,13 +62,28 @@ async def one(kind: str, cluster: EtcdCluster, replicas: Replicas, rng: random.R
     return int(took)
 
 
+async def rolling(replicas: Replicas, rng: random.Random) -> int:
+    """Restart every replica in turn; ms of the longest pause between two committed plans."""
+    await settle(replicas, rng)
+    begun = now_ms()
+    for process in list(replicas.processes):
+        asked = now_ms()
+        process.child.signal(15)
+        await until(lambda p=process: not p.child.alive, "it left")
+        process.child.start()
+        await until(lambda p=process, t=asked: p.said("ready", t), "it is back")
+        await replicas.leader(now_ms())
+    oks = sorted(line["at_ms"] for p in replicas.processes for line in p.said("ok", begun))
+    return max(after - before for before, after in itertools.pairwise([begun, *oks]))
+
+
 async def main() -> None:
     """Run every scenario."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--members", type=int, default=3)
     parser.add_argument("--tick-ms", type=int, default=500)
-    parser.add_argument("--only", default="kill,stop,exit,both")
+    parser.add_argument("--only", default="kill,stop,exit,both,rolling")
     args = parser.parse_args()
     rng = random.Random(4)
     with tempfile.TemporaryDirectory(dir=scratch_root(), prefix="weir-bench-") as name:
@@ -74,7 +92,12 @@ async def main() -> None:
         replicas.start(3, tick_ms=args.tick_ms)
         try:
             for kind in args.only.split(","):
-                took = [await one(kind, cluster, replicas, rng) for _ in range(args.runs)]
+                took = [
+                    await rolling(replicas, rng)
+                    if kind == "rolling"
+                    else await one(kind, cluster, replicas, rng)
+                    for _ in range(args.runs)
+                ]
                 ordered = sorted(took)
                 line = {
                     "scenario": kind, "members": args.members, "runs": args.runs,

@@ -8,10 +8,13 @@ import uuid
 import pytest
 from lock_lab import LIMITS, Lab, until
 
+from controlplane.adapters.prometheus import Metrics
 from controlplane.locks.errors import LockHeldError, LockLostError
 from controlplane.locks.grant import Limits, Mode
 from controlplane.locks.token import Token
 from controlplane.model.errors import InvalidInputError, RefusedError, UnavailableError
+from controlplane.model.ids import ChannelName, RegionName
+from controlplane.model.topology import Channel, Region, Role, Topology
 
 TTL = 300
 
@@ -341,3 +344,24 @@ async def test_a_used_up_counter_grants_nothing(lab: Lab) -> None:
     await lab.redis("HSET", lab.fence, "counter", str((1 << 32) - 2))
     with pytest.raises(UnavailableError, match="used up"):
         await locks.acquire("a", owner="o", ttl_ms=TTL)
+
+
+async def test_the_metrics_of_the_control_plane_fit(lab: Lab) -> None:
+    """The Prometheus adapter takes what the locks report."""
+    region = Region(
+        name=RegionName("east"), role=Role.PRIMARY, share_bp=10_000, capacity_tps=1, priority=0
+    )
+    channel = Channel(name=ChannelName("alipay"), regions=(region.name,))
+    world = Topology(regions=(region,), channels=(channel,))
+    metrics = Metrics(world, version="test")
+    locks = await lab.manager(metrics=metrics)
+    await locks.acquire("a", owner="o", ttl_ms=TTL)
+    with pytest.raises(LockHeldError):
+        await locks.acquire("a", owner="p", ttl_ms=TTL)
+    with pytest.raises(LockLostError):
+        await locks.renew("a", owner="p", token=Token(1, 1), ttl_ms=TTL)
+    page = metrics.exposition()[0].decode()
+    assert 'weir_lock_grants_total{result="granted"} 1.0' in page
+    assert 'weir_lock_grants_total{result="held"} 1.0' in page
+    assert "weir_lock_tokens_rejected_total 1.0" in page
+    assert "weir_lock_epoch 1.0" in page

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +23,19 @@ from controlplane.dev.process import find_binary
 from controlplane.model.dataplane import ChannelTraffic, Reaction
 from controlplane.model.ids import ChannelName
 from tests.fabric import places
-from tests.fabric.figures import Run, read_payments, switches
+from tests.fabric.figures import Run, read_payments, slow, switches
 from tests.fabric.lab import Lab
 from tests.fabric.network import SHOP, Network
 from tests.fabric.scenarios import EAST, hang, kill
 from tests.fabric.scenarios import flap as flap_region
 
 WARM_S = 4.0
-WATCH_S: Mapping[str, float] = {"killed": 30, "hung": 45, "flapping": 4}
+DNS_PORT = 5300
+DNS_TARGET = 8080
+"""Port of every gateway behind DNS, which gives no ports."""
+WATCH_S: Mapping[str, float] = {"killed": 30, "hung": 60, "flapping": 4}
+WATCH_DNS_S = 120.0
+"""Slow DNS balancers need 100 s."""
 DRAIN_S = 9.0
 FAULTS = {"killed": kill, "hung": hang, "flapping": flap_region}
 
@@ -40,6 +46,7 @@ class Peer:
 
     name: str
     argv: Callable[[places.Places], list[str]]
+    dns: bool = False
 
 
 def _shares(layout: places.Places) -> list[tuple[str, str, int]]:
@@ -143,11 +150,86 @@ def envoy_aggressive(layout: places.Places) -> list[str]:
     return _envoy(layout, {**checks, "healthy_threshold": 2})
 
 
+def _gdnsd(layout: places.Places, checks: str) -> list[str]:
+    """Return gdnsd with weighted addresses; `up_thresh` lets it leave a region that has most."""
+    base = layout.state_dir / "gdnsd"
+    (base / "zones").mkdir(parents=True, exist_ok=True)
+    host = layout.network.address(SHOP)
+    weights = ", ".join(
+        f"{name} => [{layout.network.address(name)}, {share}]" for name, _, share in _shares(layout)
+    )
+    (base / "config").write_text(
+        f"options => {{ listen => {host}:{DNS_PORT}, run_dir => {base}/run,"
+        f" state_dir => {base}/state }}\n"
+        f"service_types => {{ pay => {{ plugin => http_status, port => {DNS_TARGET},"
+        f" url_path => /healthz, {checks} }} }}\n"
+        "plugins => { weighted => { service_types => pay, multi => false, up_thresh => 0.01,"
+        f" pay => {{ {weights} }} }} }}\n"
+    )
+    (base / "zones" / "pay.test").write_text(
+        "@ SOA ns hostmaster ( 1 7200 1800 259200 120 )\n@ NS ns\n"
+        f"ns A {host}\ngw 1 DYNA weighted!pay\n"
+    )
+    return [find_binary("gdnsd"), "-c", str(base), "start"]
+
+
+def gdnsd_default(layout: places.Places) -> list[str]:
+    """Return gdnsd with its default checks: every 10 s, down after 10."""
+    return _gdnsd(layout, "interval => 10, timeout => 3")
+
+
+def gdnsd_aggressive(layout: places.Places) -> list[str]:
+    """Return gdnsd with its quickest checks."""
+    return _gdnsd(
+        layout, "interval => 2, timeout => 1, up_thresh => 2, ok_thresh => 2, down_thresh => 1"
+    )
+
+
+def _pdns(layout: places.Places, interval_s: int, timeout_s: int, cache_s: int) -> list[str]:
+    """Return PowerDNS with `ifurlup`: the first region that answers its check."""
+    base = layout.state_dir / "pdns"
+    base.mkdir(parents=True, exist_ok=True)
+    host = layout.network.address(SHOP)
+    regions = ", ".join(f"{{'{layout.network.address(name)}'}}" for name in layout.regions)
+    (base / "pay.test.zone").write_text(
+        "$ORIGIN pay.test.\n$TTL 1\n@ IN SOA ns hostmaster 1 7200 1800 259200 120\n"
+        f"@ IN NS ns\nns IN A {host}\n"
+        f"gw 1 IN LUA A \"ifurlup('http://gw.pay.test:{DNS_TARGET}/healthz',"
+        f' {{ {regions} }}, {{ timeout={timeout_s} }})"\n'
+    )
+    (base / "named.conf").write_text(
+        f'zone "pay.test" {{ type native; file "{base}/pay.test.zone"; }};\n'
+    )
+    (base / "pdns.conf").write_text("")
+    return [
+        find_binary("pdns_server"), f"--config-dir={base}", "--launch=bind",
+        f"--bind-config={base}/named.conf", "--enable-lua-records=yes",
+        f"--local-address={host}", f"--local-port={DNS_PORT}", f"--socket-dir={base}",
+        "--daemon=no", "--guardian=no", "--disable-syslog=yes",
+        f"--lua-health-checks-interval={interval_s}", f"--cache-ttl={cache_s}",
+        f"--query-cache-ttl={cache_s}", "--version-string=anonymous",
+    ]  # fmt: skip
+
+
+def pdns_default(layout: places.Places) -> list[str]:
+    """Return PowerDNS with its default checks and caches."""
+    return _pdns(layout, 5, 2, 20)
+
+
+def pdns_aggressive(layout: places.Places) -> list[str]:
+    """Return PowerDNS with its quickest checks and no cache."""
+    return _pdns(layout, 1, 1, 0)
+
+
 PEERS = (
     Peer(name="haproxy-default", argv=haproxy_default),
     Peer(name="haproxy-aggressive", argv=haproxy_aggressive),
     Peer(name="envoy-typical", argv=envoy_typical),
     Peer(name="envoy-aggressive", argv=envoy_aggressive),
+    Peer(name="gdnsd-default", argv=gdnsd_default, dns=True),
+    Peer(name="gdnsd-aggressive", argv=gdnsd_aggressive, dns=True),
+    Peer(name="pdns-default", argv=pdns_default, dns=True),
+    Peer(name="pdns-aggressive", argv=pdns_aggressive, dns=True),
 )
 
 
@@ -161,18 +243,12 @@ async def one(
     layout.ledgers.mkdir(parents=True, exist_ok=True)
     (state / "config").mkdir(exist_ok=True)
     try:
-        for region in layout.regions:
-            lab.start_gateway(region)
-        for region in layout.regions:
-            await lab.until(lambda r=region: _serves(lab, layout.gateway(r)), f"gateway {region}")
-        lab.start(peer.name, SHOP, peer.argv(layout))
-        listener = layout.address("envoy/listener")
-        await lab.until(lambda: _serves(lab, listener), f"{peer.name} serves")
-        path = lab.start_payer(rate, everywhere=True)
+        path = await _bring_up(lab, peer, rate)
         await asyncio.sleep(WARM_S)
         t0_ms = lab.clock.monotonic_ms()
         await FAULTS[fault](lab)
-        await asyncio.sleep(WATCH_S[fault])
+        slow_dns = peer.dns and fault != "flapping"
+        await asyncio.sleep(WATCH_DNS_S if slow_dns else WATCH_S[fault])
         end_ms = lab.clock.monotonic_ms() - t0_ms
         await asyncio.sleep(DRAIN_S)
         for child in lab.named("payer"):
@@ -187,11 +263,39 @@ async def one(
     run.figures = {
         "sent": sum(p.due_ms > 0 for p in payments),
         "failed": len(failed),
+        "slow": slow(after),
         "outage_ms": max((p.due_ms for p in failed if p.due_ms > 0), default=0),
         "switches": switches(after, EAST),
         "double_charges": len(double_charges(sorted(layout.ledgers.glob("*.jsonl")))),
     }
     return run
+
+
+async def _bring_up(lab: Lab, peer: Peer, rate: float) -> Path:
+    """Start gateways, what stands in front, and the payer; wait until payments succeed."""
+    layout = lab.layout
+    for region in layout.regions:
+        argv = places.gateway_argv(layout, region)
+        if peer.dns:
+            argv[argv.index("--port") + 1] = str(DNS_TARGET)
+        lab.start(f"gateway-{region}", region, argv)
+    for region in layout.regions:
+        port = DNS_TARGET if peer.dns else layout.ports[f"gateway-{region}/http"]
+        address = f"{layout.network.address(region)}:{port}"
+        await lab.until(lambda at=address: _serves(lab, at), f"gateway {region}")
+    lab.start(peer.name, SHOP, peer.argv(layout))
+    if not peer.dns:
+        listener = layout.address("envoy/listener")
+        await lab.until(lambda: _serves(lab, listener), f"{peer.name} serves")
+        return lab.start_payer(rate, everywhere=True)
+    await asyncio.sleep(WARM_S)  # a DNS server checks its targets before it answers well
+    path = layout.state_dir / "payer.jsonl"
+    argv = [
+        sys.executable, "-m", "tests.fabric.dns_payer", layout.network.address(SHOP),
+        str(DNS_PORT), "gw.pay.test", str(DNS_TARGET), f"{rate:g}", str(path),
+    ]  # fmt: skip
+    lab.start("payer", SHOP, argv)
+    return path
 
 
 async def _serves(lab: Lab, address: str) -> bool:

@@ -44,6 +44,7 @@ from controlplane.adapters.planstore import EtcdPlanStore
 from controlplane.adapters.prometheus import Metrics
 from controlplane.adapters.routing_service import RoutingService
 from controlplane.adapters.tls import expires_at_s
+from controlplane.adapters.upkeep import Upkeep
 from controlplane.adapters.wire import decode_plan, encode_plan
 from controlplane.adapters.xds_ads import AdsService
 from controlplane.adapters.xds_snapshot import Snapshot
@@ -205,6 +206,7 @@ class Replica:
         )
         self.loop.highest_seen = self.highest_on_disk
         intents = EtcdIntents(self.kv, self.store.keys, self.clock)
+        self.upkeep = Upkeep(self.store, intents, self.metrics, self.clock)
         self.operations = OperationKeeper(
             OperationRecords(self.kv, intents),
             self.clock,
@@ -261,6 +263,7 @@ class Replica:
             "journal": self.journal.run,
             "ads": self.ads.run,
             "operations": self.operations.run,
+            "upkeep": self.upkeep.run,
             "decisions": self._write_decisions,
             "presence": self.presence.run,
             "console": feed.run,

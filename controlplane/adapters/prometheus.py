@@ -169,8 +169,13 @@ class Metrics(Meters):
     # --- leadership ---------------------------------------------------------------------------
 
     def set_leader(self, leads: bool, term: int) -> None:
-        """Set whether this replica leads, and the term it knows of."""
+        """Set whether this replica leads, and the term it knows of.
+
+        One that does not lead runs no failover: what it last showed as leader is taken back.
+        """
         self.gauges["weir_leader"].set(leads)
+        if not leads:
+            self.set_failover_running(None, self._view.topology.policy.budget_ms)
         self.gauges["weir_term"].set(term)
 
     def set_heartbeat_age(self, age_ms: float | None) -> None:

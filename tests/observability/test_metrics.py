@@ -259,6 +259,17 @@ def test_a_running_failover_names_region_kind_and_budget() -> None:
     assert sum(v for key, v in values(metrics).items() if key[0] == name) == 0
 
 
+def test_a_deposed_leader_shows_no_failover() -> None:
+    """Its successor runs the failover: a frozen copy would look stuck for ever."""
+    metrics = filled(1)
+    record = FailoverRecord(id="f", region=REGIONS[1], kind="dead", cause="", symptom_ms=0)
+    metrics.set_leader(True, 5)
+    metrics.set_failover_running(record, -1_000)
+    metrics.set_leader(False, 6)
+    assert value(metrics, "weir_failover_running", region="north", kind="dead") == 0
+    assert value(metrics, "weir_budget_remaining_seconds") == 30
+
+
 def test_never_seen_is_infinite_and_not_zero() -> None:
     """A heartbeat or report that was never seen must not look fresh."""
     metrics = Metrics(topology(1), version="0")

@@ -15,7 +15,7 @@ from typing import Any
 
 from controlplane.dev.servers import scratch_root
 from tests.fabric.figures import Payment, Run, figures, read_payments, regions_in, summary
-from tests.fabric.lab import Lab, LabError, laboratory
+from tests.fabric.lab import Lab, LabError, laboratory, paying
 from tests.fabric.network import Network, run
 from tests.fabric.peers import FAULTS, PEERS, one
 from tests.fabric.plot import timeline
@@ -140,7 +140,7 @@ async def _one(scenario: Scenario, number: int, network: Network, state: Path, r
         await scenario.prepare(lab)
         watching = group.create_task(lab.watch())
         path = lab.start_payer(rate)
-        await lab.until(lambda: _paying(path), "payments succeed")
+        await lab.until(lambda: paying(path), "payments succeed")
         await asyncio.sleep(WARM_S)
         t0_ms = lab.clock.monotonic_ms()
         await scenario.inject(lab)
@@ -163,15 +163,6 @@ async def _finish(lab: Lab, scenario: Scenario, number: int, t0_ms: int, path: P
         served = [p.end_ms for p in payments if p.region]
         result.figures["first_payment_ms"] = min(served, default=None)
     return result
-
-
-async def _paying(path: Path) -> bool:
-    return await asyncio.to_thread(_last_succeeded, path)
-
-
-def _last_succeeded(path: Path) -> bool:
-    lines = path.read_text().splitlines()[-5:] if path.exists() else []
-    return len(lines) == 5 and all('"succeeded"' in line or '"declined"' in line for line in lines)
 
 
 def _kept(path: Path) -> list[Run]:

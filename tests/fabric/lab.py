@@ -242,6 +242,16 @@ def _hosts_healthy(clusters: dict[str, Any]) -> int:
     )
 
 
+async def paying(path: Path) -> bool:
+    """Tell whether the last payments in the payer's file succeeded."""
+    return await asyncio.to_thread(_last_succeeded, path)
+
+
+def _last_succeeded(path: Path) -> bool:
+    lines = path.read_text().splitlines()[-5:] if path.exists() else []
+    return len(lines) == 5 and all('"succeeded"' in line or '"declined"' in line for line in lines)
+
+
 @asynccontextmanager
 async def laboratory(
     state_dir: Path, network: Network, policy: dict[str, Any]

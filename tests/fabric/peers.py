@@ -24,7 +24,7 @@ from controlplane.model.dataplane import ChannelTraffic, Reaction
 from controlplane.model.ids import ChannelName
 from tests.fabric import places
 from tests.fabric.figures import Run, read_payments, slow, switches
-from tests.fabric.lab import Lab
+from tests.fabric.lab import Lab, paying
 from tests.fabric.network import SHOP, Network
 from tests.fabric.scenarios import EAST, hang, kill
 from tests.fabric.scenarios import flap as flap_region
@@ -244,6 +244,8 @@ async def one(
     (state / "config").mkdir(exist_ok=True)
     try:
         path = await _bring_up(lab, peer, rate)
+        await lab.until(lambda: paying(path), "payments succeed")
+        await asyncio.sleep(WARM_S)
         await asyncio.sleep(WARM_S)
         t0_ms = lab.clock.monotonic_ms()
         await FAULTS[fault](lab)

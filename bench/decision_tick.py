@@ -2,8 +2,9 @@
 
     .venv/bin/python bench/decision_tick.py
 
-Median and best of several ticks, CPU time of the thread (the machine may be shared). "all" feeds every cell in every tick as columns; "calls" feeds
-what 4,000 payments a second spread over the channels (Zipf) touch in one tick.
+Median and best of several ticks, CPU time of the thread (the machine may be shared). "all" feeds
+every cell in every tick as columns; "calls" feeds what 4,000 payments a second spread over the
+channels (Zipf) touch in one tick; "region out" is the tick in which a region leaves.
 """
 
 import time

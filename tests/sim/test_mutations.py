@@ -100,7 +100,7 @@ def failed_is_at_zero():
 
 
 def provider_outage_is_said():
-    """alipay fails from everywhere: it is called an outage, and base shares stay."""
+    """One channel fails from everywhere: it is called an outage, and base shares stay."""
     faults = [Fault(kind="errors", channel="alipay", rate=0.6, start_ms=10_000)]
     result = run(faults, duration_ms=20_000, with_payments=True)
     return result.count("provider_outage") == 1 and result.weights[-1][1][0] == 7000

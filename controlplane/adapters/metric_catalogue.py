@@ -37,7 +37,7 @@ XDS_REFUSALS: Final = ("full", "admission", "invalid", "slow")
 ETCD_FAILURES: Final = ("unavailable", "deadline_exceeded")
 """The statuses to expect; any other that gRPC has may appear beside them."""
 ETCD_EVENTS: Final = ("rotation", "ambiguous", "login", "watch_resume", "watch_relist")
-ALARMS: Final = ("audit", "part")
+ALARMS: Final = ("audit",)
 DENIALS: Final = ("identity", "role", "rate")
 RELOAD_RESULTS: Final = ("ok", "unchanged", "refused")
 CERTIFICATES: Final = ("server", "ca", "etcd", "redis")

@@ -188,7 +188,7 @@ class Metrics(Meters):
         self.histograms["weir_tick_duration_seconds"].observe(seconds)
 
     def alarm(self, kind: str) -> None:
-        """Count a broken invariant: audit (a plan) or part (of the process)."""
+        """Count a broken invariant; audit: the leader refused a plan of its own."""
         self.counters["weir_alarms"].labels(one_of(kind, catalogue.ALARMS)).inc()
 
     # --- plan and failovers -------------------------------------------------------------------

@@ -162,6 +162,34 @@ def make() -> dashboard.Dashboard:
             width=8,
         )
     )
+    made.with_panel(
+        lines(
+            "Calls denied",
+            [
+                (
+                    f"sum by (reason) (rate(weir_calls_denied_total{{{CLUSTER}}}[$__rate_interval]))",
+                    "{{reason}}",
+                )
+            ],
+            unit="reqps",
+            text="Without a valid identity, without the role, or too often. Good: 0.",
+            height=6,
+        )
+    )
+    made.with_panel(
+        lines(
+            "What agents made of plans",
+            [
+                (
+                    f"sum by (result) (rate(weir_agent_plans_total{{{CLUSTER}}}[$__rate_interval]))",
+                    "{{result}}",
+                )
+            ],
+            unit="ops",
+            text="refused: an agent found the plan broken; not_taken: its data plane did. Good: 0.",
+            height=6,
+        )
+    )
     made.with_row(row("Processes"))
     made.with_panel(
         lines(

@@ -15,7 +15,9 @@ amtool:prometheus-alertmanager
 chromium:chromium
 nft:nftables
 ip:iproute2
-faketime:faketime'
+faketime:faketime
+psql:postgresql
+cc:build-essential'
 
 PATH="$PATH:/usr/sbin:/sbin"
 

@@ -73,6 +73,7 @@ async def campaign(
     faults: Sequence[Fault] = LOSSES,
     prefix: str = "campaign",
     world: World | None = None,
+    settle: int = SETTLE,
 ) -> Outcome:
     """Run `rounds` losses, every kind in turn in a shuffled order."""
     rng = random.Random(seed)
@@ -105,7 +106,7 @@ async def campaign(
                 await fault(world, etcd)
                 outcome.rounds[fault.__name__] += 1
                 before = time.perf_counter()
-                await world.granted(SETTLE)
+                await world.granted(settle)
                 outcome.recovery_ms.append(int((time.perf_counter() - before) * 1000))
         finally:
             stop = True

@@ -11,6 +11,7 @@ import contextlib
 import os
 import random
 import sqlite3
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -349,7 +350,7 @@ class World:
         flat = await self.redis(server, "HGETALL", "{" + self.prefix + "}:fence")
         return dict(zip(flat[::2], flat[1::2], strict=True))
 
-    async def granted(self, count: int = 1, deadline_s: float = 30.0) -> None:
+    async def granted(self, count: int = 1, deadline_s: float = 60.0) -> None:
         """Wait until `count` grants asked for from now on are in the history."""
         at, now, found = len(self.history), time.monotonic_ns(), 0
         until = time.perf_counter() + deadline_s
@@ -358,6 +359,9 @@ class World:
             found += sum(grant.asked_ns >= now for grant in self.history[at:])
             at = len(self.history)
             assert time.perf_counter() < until, self.state()
+            if os.environ.get("VERBOSE") and time.perf_counter() > until - deadline_s + 4:
+                sys.stderr.write(self.state() + "\n")
+                await asyncio.sleep(2)
 
     def state(self) -> str:
         """What an eye needs when nothing is granted any more."""

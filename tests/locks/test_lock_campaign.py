@@ -26,14 +26,14 @@ async def test_no_token_goes_back_whatever_is_lost(folder: Path, mode: Mode) -> 
     etcd = EtcdCluster(folder, size=3).start()
     try:
         expected = len(LOSSES) - (len(UNORDERED_BY_LINEAGE) if mode is Mode.LINEAGE else 0)
-        outcome = await campaign(folder, etcd, rounds=expected, seed=3, mode=mode)
+        outcome = await campaign(folder, etcd, rounds=expected, seed=3, mode=mode, settle=6)
     finally:
         etcd.stop()
     assert sum(outcome.rounds.values()) == expected
     assert outcome.verdict.ok, outcome.verdict.examples
     assert outcome.lost_updates == 0
     assert outcome.verdict.overlaps == 0 or MAY_OVERLAP & set(outcome.rounds)
-    assert outcome.verdict.grants > 10 * expected
+    assert outcome.verdict.grants > 5 * expected
 
 
 async def test_a_clock_that_jumps_moves_no_token(folder: Path, lock_etcd: EtcdCluster) -> None:

@@ -43,6 +43,7 @@ from controlplane.adapters.peers import DigestFeed, PeerLinks, PeerService
 from controlplane.adapters.planstore import EtcdPlanStore
 from controlplane.adapters.prometheus import Metrics
 from controlplane.adapters.routing_service import RoutingService
+from controlplane.adapters.sdnotify import notify
 from controlplane.adapters.tls import expires_at_s
 from controlplane.adapters.upkeep import Upkeep
 from controlplane.adapters.wire import decode_plan, encode_plan
@@ -249,6 +250,7 @@ class Replica:
             "replica_started", replica=self.me.replica, region=self.me.region,
             grpc=config.server.grpc_listen, http=config.server.http_listen, version=__version__,
         )  # fmt: skip
+        notify("READY=1")
         try:
             await self._work(console.feed)
         finally:

@@ -85,6 +85,8 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
                 if reader.done():
                     break
                 yield digest
+        except asyncio.CancelledError:
+            return  # the peer has gone, or we stop: the call ends either way
         finally:
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
@@ -121,6 +123,8 @@ class PeerLinks:
 
     async def run(self) -> None:
         """Keep one stream to each peer until cancelled."""
+        if not self._peers:
+            await asyncio.Event().wait()  # all others dial us
         async with asyncio.TaskGroup() as group:
             for name, address in self._peers.items():
                 group.create_task(self._keep(name, address), name=f"peer-{name}")

@@ -1,0 +1,190 @@
+"""A replica's life as its operator meets it: start, reload, skew, stop. Real processes where signals matter."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+import yaml
+
+from controlplane.dev.process import Child, free_ports
+from controlplane.dev.servers import http_get, wait_until
+from controlplane.v1 import admin_pb2 as pb
+from controlplane.v1 import agent_pb2
+from tests.operate.lab import REGIONS, Lab, report, settings
+
+USAGE, FAILED, UNREACHABLE = 2, 1, 4
+
+
+def config_file(endpoints: list[str], directory: Path, cluster: str) -> tuple[Path, int, int]:
+    """Write a configuration for one replica; return it with its gRPC and HTTP ports."""
+    found = free_ports(6)
+    ports = {name: (found[2 * i], found[2 * i + 1]) for i, name in enumerate(REGIONS)}
+    data = settings(endpoints, directory / "state", ports, cluster)
+    data["cluster"] |= {"id": "east-0", "region": "east"}
+    rpc, http = ports["east"]
+    data["server"] |= {"grpc_listen": f"127.0.0.1:{rpc}", "http_listen": f"127.0.0.1:{http}"}
+    path = directory / "weir.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path, rpc, http
+
+
+def replica(path: Path, directory: Path, **env: str) -> Child:
+    """A replica as a process of its own."""
+    argv = [sys.executable, "-m", "controlplane.cli.main", "controlplane", "--config", str(path)]
+    return Child("replica", argv, directory / "replica.log", env=env)
+
+
+def metric(port: int, line: str) -> bool:
+    """Whether /metrics has this line."""
+    answer = http_get(port, "/metrics", 5)
+    return bool(answer) and line in answer[1].decode()
+
+
+def ready(port: int) -> bool:
+    """Whether /readyz says yes."""
+    answer = http_get(port, "/readyz", 5)
+    return answer is not None and answer[0] == 200
+
+
+def test_sigterm_ends_a_replica_in_order_and_systemd_is_told(
+    operate_etcd: list[str], tmp_path: Path
+) -> None:
+    """READY=1 once it serves, STOPPING=1 and exit code 0 after SIGTERM; the leader key is given back."""
+    path, _, http = config_file(operate_etcd, tmp_path, "life1")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(60)
+        child = replica(path, tmp_path, NOTIFY_SOCKET=str(tmp_path / "notify")).start()
+        assert sock.recv(100) == b"READY=1"
+        wait_until(lambda: metric(http, "weir_leader 1.0"), "leads", 60)
+        wait_until(lambda: ready(http), "ready", 60)
+        child.signal(signal.SIGTERM)
+        assert sock.recv(100) == b"STOPPING=1"
+        assert child.process
+        assert child.process.wait(30) == 0
+    assert "leadership_lost" in child.log.read_text()
+
+
+def test_a_reload_takes_a_good_file_and_refuses_a_bad_one(
+    operate_etcd: list[str], tmp_path: Path
+) -> None:
+    """SIGHUP: a changed policy is taken, a broken file or one that needs a restart changes nothing."""
+    path, _, http = config_file(operate_etcd, tmp_path, "life2")
+    child = replica(path, tmp_path).start()
+    wait_until(lambda: metric(http, "weir_leader 1.0"), "leads", 60)
+    good = yaml.safe_load(path.read_text())
+
+    def reload(data: object, result: str, count: int) -> None:
+        path.write_text(yaml.safe_dump(data))
+        child.signal(signal.SIGHUP)
+        line = f'weir_config_reloads_total{{result="{result}"}} {count}.0'
+        wait_until(lambda: metric(http, line), line, 60)
+
+    reload(good | {"policy": {**good["policy"], "dead_band_bp": 75}}, "ok", 1)
+    assert "dead_band_bp: None -> 75" in child.log.read_text()
+    reload(good | {"polcy": {}}, "refused", 1)
+    assert "did you mean policy?" in child.log.read_text()
+    reload(good | {"cluster": {**good["cluster"], "name": "other"}}, "refused", 2)
+    assert "cluster.name needs a restart" in child.log.read_text()
+    child.stop()
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"cluster": {"name": "x", "region": "east"}}, USAGE, "cluster.id: is required"),
+        ({"server": {"grpc_listen": "0.0.0.0:1"}}, USAGE, "allow_plaintext"),
+        ({"regions": {}}, USAGE, "regions"),
+    ],
+)
+def test_a_bad_configuration_ends_the_start_with_one_line(
+    operate_etcd: list[str], tmp_path: Path, change: dict, code: int, words: str
+) -> None:
+    """One line that says what to do, the contract's exit code, and nothing is left running."""
+    path, _, _ = config_file(operate_etcd, tmp_path, "life3")
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | change))
+    child = replica(path, tmp_path).start()
+    assert child.process
+    assert child.process.wait(60) == code
+    assert words in child.log.read_text()
+    assert "Traceback" not in child.log.read_text()
+
+
+def test_a_taken_port_ends_the_start_with_one_line(operate_etcd: list[str], tmp_path: Path) -> None:
+    """A port somebody else holds is named, with what to do."""
+    path, rpc, _ = config_file(operate_etcd, tmp_path, "life4")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", rpc))
+        taken.listen()
+        child = replica(path, tmp_path).start()
+        assert child.process
+        assert child.process.wait(60) == UNREACHABLE
+    assert f"127.0.0.1:{rpc} cannot be used" in child.log.read_text()
+    assert "Traceback" not in child.log.read_text()
+
+
+def test_a_replica_without_etcd_starts_serves_its_last_good_plan_and_says_so(
+    operate_etcd: list[str], tmp_path: Path
+) -> None:
+    """With etcd gone a restarted replica is ready with the plan from its disk and raises the alarm."""
+    path, _, http = config_file(operate_etcd, tmp_path, "life5")
+    child = replica(path, tmp_path).start()
+    wait_until(lambda: ready(http), "ready", 60)
+    wait_until((tmp_path / "state" / "plan").exists, "plan on disk", 60)
+    child.stop()
+    data = yaml.safe_load(path.read_text())
+    data["coordination"]["endpoints"] = [f"127.0.0.1:{free_ports(1)[0]}"]
+    path.write_text(yaml.safe_dump(data))
+    child = replica(path, tmp_path).start()
+    wait_until(lambda: ready(http), "ready", 60)
+    answer = http_get(http, "/api/status", 5)
+    assert answer
+    assert b'"coordinated": false' in answer[1]
+    assert b"last known good plan stays in force" in answer[1]
+    child.stop()
+
+
+async def test_a_newer_agent_is_understood(lab: Lab) -> None:
+    """A report with a field this version does not know (one minor version on) is taken."""
+    message = report("east", ["north"], os.getpid(), 1)
+    message.version = "0.2.0"
+    unknown = b"\xfa\x06\x03new"  # field 111, three bytes
+    async with lab.channel() as channel:
+        call = channel.stream_stream(
+            "/controlplane.v1.AgentService/Report",
+            response_deserializer=agent_pb2.ReportResponse.FromString,
+        )()
+        await call.write(message.SerializeToString() + unknown)
+        answer = await call.read()
+        assert not answer.error.message
+
+
+async def test_reads_answer_from_one_region_when_the_others_are_dark(lab: Lab) -> None:
+    """With two replicas gone the third still tells status, regions and reasons."""
+    for name in ("north", "south"):
+        for talker, region in zip(lab.talkers, REGIONS, strict=True):
+            if region == name:
+                talker.cancel()
+        await lab.stop(name)
+    async with lab.admin("east") as stub, asyncio.timeout(30):
+        status = await stub.GetStatus(pb.GetStatusRequest())
+        assert status.plan_epoch > 0
+        assert {r.name for r in (await stub.ListRegions(pb.ListRegionsRequest())).regions} == set(
+            REGIONS
+        )
+        steps = None
+        while steps is None:
+            try:
+                steps = (await stub.ExplainRoute(pb.ExplainRouteRequest(channel="alipay"))).steps
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:  # nobody leads yet
+                    raise
+                await asyncio.sleep(0.1)
+        assert steps

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from typing import Any, Final, Protocol
 
 import grpc
 import grpc.aio
+import structlog
 from envoy.service.discovery.v3 import discovery_pb2
 
 from controlplane.adapters.xds_delta import DeltaStream
@@ -39,6 +41,8 @@ from controlplane.model.evidence import Subscriber
 from controlplane.model.ids import Epoch
 from controlplane.model.plan import Event, Severity
 
+log = structlog.get_logger(__name__)
+
 SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 ADS_SERVER_OPTIONS: Final = (
     # data planes ping to notice a hung replica; the defaults would answer with too_many_pings
@@ -48,6 +52,11 @@ ADS_SERVER_OPTIONS: Final = (
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 2000),
 )
+_LEVELS: Final = {
+    Severity.INFO: logging.INFO,
+    Severity.WARNING: logging.WARNING,
+    Severity.CRITICAL: logging.ERROR,
+}
 REMEMBERED_MAX: Final = 4096
 """Departed subscribers that are still named as laggards."""
 
@@ -190,7 +199,7 @@ class AdsService:
         self._clock = clock
         self._limits = limits or AdsLimits()
         self._metrics: XdsMetrics = metrics or NoMetrics()
-        self._on_event = on_event or (lambda _event: None)
+        self._on_event = on_event or _log_event
         self._admission = _Admission(clock, self._limits.admit_per_s, self._limits.admit_burst)
         self._sessions: set[_Session] = set()
         self._departed: OrderedDict[str, tuple[Subscriber, int]] = OrderedDict()
@@ -445,6 +454,11 @@ class AdsService:
 
     def _event(self, kind: str, message: str, severity: Severity = Severity.WARNING) -> None:
         self._on_event(Event(kind=kind, message=message, severity=severity))
+
+
+def _log_event(event: Event) -> None:
+    """Write an event to the log, where nobody else takes it."""
+    log.log(_LEVELS[event.severity], event.kind, message=event.message)
 
 
 class _DropError(Exception):

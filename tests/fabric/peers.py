@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,6 @@ WARM_S = 4.0
 DNS_PORT = 5300
 DNS_TARGET = 8080
 """Port of every gateway behind DNS, which gives no ports."""
-WATCH_S: Mapping[str, float] = {"killed": 30, "hung": 60, "flapping": 4}
-WATCH_DNS_S = 120.0
-"""Slow DNS balancers need 100 s."""
 DRAIN_S = 9.0
 FAULTS = {"killed": kill, "hung": hang, "flapping": flap_region}
 
@@ -47,6 +44,7 @@ class Peer:
     name: str
     argv: Callable[[places.Places], list[str]]
     dns: bool = False
+    watch_s: float = 45.0
 
 
 def _shares(layout: places.Places) -> list[tuple[str, str, int]]:
@@ -224,9 +222,9 @@ def pdns_aggressive(layout: places.Places) -> list[str]:
 PEERS = (
     Peer(name="haproxy-default", argv=haproxy_default),
     Peer(name="haproxy-aggressive", argv=haproxy_aggressive),
-    Peer(name="envoy-typical", argv=envoy_typical),
+    Peer(name="envoy-typical", argv=envoy_typical, watch_s=60),
     Peer(name="envoy-aggressive", argv=envoy_aggressive),
-    Peer(name="gdnsd-default", argv=gdnsd_default, dns=True),
+    Peer(name="gdnsd-default", argv=gdnsd_default, dns=True, watch_s=120),
     Peer(name="gdnsd-aggressive", argv=gdnsd_aggressive, dns=True),
     Peer(name="pdns-default", argv=pdns_default, dns=True),
     Peer(name="pdns-aggressive", argv=pdns_aggressive, dns=True),
@@ -249,8 +247,7 @@ async def one(
         await asyncio.sleep(WARM_S)
         t0_ms = lab.clock.monotonic_ms()
         await FAULTS[fault](lab)
-        slow_dns = peer.dns and fault != "flapping"
-        await asyncio.sleep(WATCH_DNS_S if slow_dns else WATCH_S[fault])
+        await asyncio.sleep(4.0 if fault == "flapping" else peer.watch_s)
         end_ms = lab.clock.monotonic_ms() - t0_ms
         await asyncio.sleep(DRAIN_S)
         for child in lab.named("payer"):

@@ -1,0 +1,87 @@
+"""What the laboratory concludes from a run, on runs written by hand."""
+
+from __future__ import annotations
+
+import struct
+import xml.etree.ElementTree as ET
+
+from tests.fabric.delay import parse
+from tests.fabric.dns_payer import first_address, question
+from tests.fabric.figures import Payment, Run, slow, summary, switches
+from tests.fabric.plot import timeline
+from tests.fabric.scenarios import SCENARIOS
+
+EAST, NORTH = "east", "north"
+
+
+def paid(due_ms: int, region: str, took_ms: int = 100) -> Payment:
+    """Return a payment that a region answered."""
+    return Payment(due_ms, due_ms + took_ms, "succeeded", region, "alipay")
+
+
+def lost(due_ms: int) -> Payment:
+    """Return a payment that nobody answered."""
+    return Payment(due_ms, due_ms + 3000, "unknown", "", "alipay")
+
+
+def test_leaving_once_is_one_switch() -> None:
+    """Payments lost in the hung region still belong to it: leaving it is one switch, not two."""
+    run = [paid(0, EAST), paid(400, NORTH), lost(600), lost(1100), paid(1600, NORTH)]
+    assert switches(run, EAST) == 1
+
+
+def test_flapping_back_and_forth_is_counted_both_ways() -> None:
+    """Every move away and every move back counts."""
+    run = [paid(t, EAST if (t // 1000) % 2 == 0 else NORTH) for t in range(0, 6000, 100)]
+    assert switches(run, EAST) == 5
+
+
+def test_slow_answers_are_not_failures_but_are_seen() -> None:
+    """A payment that waited out a hang is counted as slow; one that nobody answered is not."""
+    assert slow([paid(0, EAST), paid(0, EAST, 1500), lost(0)]) == 1
+
+
+def test_summary_counts_what_never_came() -> None:
+    """A figure that a run never reached is counted, and does not hide behind the others."""
+    runs = [
+        Run("x", 1, figures={"applied_ms": 10.0}),
+        Run("x", 2, figures={"applied_ms": None}),
+        Run("x", 3, figures={"applied_ms": 30.0}),
+    ]
+    assert summary(runs)["applied_ms"] == {"p50": 30.0, "p99": 30.0, "max": 30.0, "never": 1}
+
+
+def test_timeline_is_a_picture() -> None:
+    """The picture is well-formed and names every mark."""
+    run = Run("region-hung", 1, payments=[paid(t, EAST) for t in range(-2000, 2000, 50)])
+    run.marks = {"applied": 800.0, "failed": 1500.0}
+    root = ET.fromstring(timeline(run))
+    texts = " ".join(element.text or "" for element in root.iter())
+    assert "applied by Envoy 0.8" in texts
+    assert "declared failed 1.5" in texts
+
+
+def test_delays_are_symmetric() -> None:
+    """A pair's delay holds in both directions, by network."""
+    delays = parse("a=10.99.1.0/24,b=10.99.2.0/24", ["a:b:14"])
+    a, b = bytes([10, 99, 1]), bytes([10, 99, 2])
+    assert delays == {(a, b): 0.014, (b, a): 0.014}
+
+
+def test_lookups_read_the_first_address() -> None:
+    """The payer's own reading of DNS skips other records."""
+    asked = question(7, "gw.pay.test")
+    header = struct.pack(">HHHHHH", 7, 0x8180, 1, 2, 0, 0)
+    cname = b"\xc0\x0c" + struct.pack(">HHIH", 5, 1, 1, 2) + b"\xc0\x0c"
+    address = b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 1, 4) + bytes([10, 99, 1, 1])
+    assert first_address(header + asked[12:] + cname + address) == "10.99.1.1"
+    assert first_address(header[:6] + b"\0\0" + header[8:] + asked[12:]) == ""
+
+
+def test_every_scenario_of_the_issue_exists() -> None:
+    """Nobody drops a scenario quietly."""
+    assert set(SCENARIOS) == {
+        "region-killed", "region-hung", "region-isolated", "one-way", "black-hole",
+        "provider-grey", "flapping", "leader-lost", "etcd-leader-lost", "control-plane-gone",
+        "cold-start",
+    }  # fmt: skip

@@ -1,0 +1,123 @@
+"""Snapshots: the shape holds for every plan, bytes are shared and reproducible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import health_check_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf import any_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.adapters.xds_resources import CDS, EDS
+from controlplane.adapters.xds_snapshot import BODIES_MAX, Snapshot, version_epoch
+from controlplane.adapters.xds_stream import SotwStream, View
+from controlplane.model.dataplane import ChannelTraffic, DataPlane, Endpoint, RegionEndpoints
+from controlplane.model.ids import ChannelName, RegionName
+from tests.xds.lab import plan_of
+
+REGIONS = ("east", "north", "south")
+PLANE = DataPlane(
+    regions=tuple(
+        RegionEndpoints(
+            region=RegionName(name),
+            endpoints=tuple(Endpoint(host="10.0.0.1", port=at * 10 + n) for n in range(2)),
+        )
+        for at, name in enumerate(REGIONS, 1)
+    ),
+    channels=(
+        ChannelTraffic(name=ChannelName("alipay")),
+        ChannelTraffic(name=ChannelName("ledger"), fail_closed=True),
+    ),
+)
+
+
+@st.composite
+def weights(draw: st.DrawFn) -> dict[str, int]:
+    """Draw weights of some regions that sum to 10,000; zeros are frequent."""
+    names = draw(st.lists(st.sampled_from(REGIONS), min_size=1, unique=True))
+    cuts = sorted(draw(st.lists(st.sampled_from([0, 1, 5000, 9999, 10_000]) | st.integers(0, 10_000),
+                                min_size=len(names) - 1, max_size=len(names) - 1)))  # fmt: skip
+    edges = [0, *cuts, 10_000]
+    return {name: b - a for name, a, b in zip(names, edges[:-1], edges[1:], strict=True)}
+
+
+def assignments(snapshot: Snapshot, *, confirmed: bool = True) -> dict[str, Any]:
+    """Return the assignments of a snapshot by name."""
+    found = snapshot.envoy.get(EDS, confirmed=confirmed)
+    assert found is not None
+    return {
+        name: endpoint_pb2.ClusterLoadAssignment.FromString(any_pb2.Any.FromString(raw).value)
+        for name, raw in found.packed.items()
+    }
+
+
+@given(weights(), weights())
+def test_the_shape_holds_for_every_plan(first: dict[str, int], second: dict[str, int]) -> None:
+    """Live regions carry their basis points and healthy endpoints; regions at 0 carry no weight and
+    draining endpoints; panic is off: for any weights that sum to 10,000."""
+    snapshot = Snapshot.build(plan_of(7, {"alipay": first, "ledger": second}), PLANE)
+    for name, wanted in (("payments.alipay", first), ("payments.ledger", second)):
+        cla = assignments(snapshot)[name]
+        assert cla.policy.overprovisioning_factor.value == 100_000
+        assert cla.policy.HasField("endpoint_stale_after") == (name == "payments.ledger")
+        seen = {}
+        for locality in cla.endpoints:
+            has = locality.HasField("load_balancing_weight")
+            seen[locality.locality.region] = locality.load_balancing_weight.value if has else 0
+            assert has == (locality.load_balancing_weight.value > 0)
+            health = health_check_pb2.HEALTHY if has else health_check_pb2.DRAINING
+            assert {e.health_status for e in locality.lb_endpoints} == {health}
+            assert locality.priority == 0
+        assert seen == wanted
+    for raw in snapshot.envoy.types[CDS].packed.values():
+        cluster = cluster_pb2.Cluster.FromString(any_pb2.Any.FromString(raw).value)
+        assert cluster.common_lb_config.HasField("healthy_panic_threshold")
+        assert cluster.common_lb_config.healthy_panic_threshold.value == 0
+        assert cluster.outlier_detection.max_ejection_percent.value == 100
+
+
+@given(weights())
+def test_same_plan_same_bytes(first: dict[str, int]) -> None:
+    """Two replicas that read the same plan serve the same bytes under the same version."""
+    made = [Snapshot.build(plan_of(7, {"alipay": first}), PLANE) for _ in range(2)]
+    one, other = (snapshot.envoy.types[EDS] for snapshot in made)
+    assert one.body(None) == other.body(None)
+    assert version_epoch(one.version) == 7
+
+
+def test_unconfirmed_closes_only_what_fails_closed() -> None:
+    """The closed shape has the other channels unchanged, and another version."""
+    snapshot = Snapshot.build(
+        plan_of(7, {"alipay": {"east": 10_000}, "ledger": {"east": 10_000}}), PLANE
+    )
+    opened, closed = assignments(snapshot), assignments(snapshot, confirmed=False)
+    assert closed["payments.alipay"] == opened["payments.alipay"]
+    assert not closed["payments.ledger"].endpoints
+    assert opened["payments.ledger"].endpoints
+
+
+def test_streams_share_bytes_and_differ_in_nonces() -> None:
+    """A message is the shared body and the stream's own nonce; caches are bounded."""
+    snapshot = Snapshot.build(plan_of(7, {"alipay": {"east": 10_000}}), PLANE)
+    view = View(snapshot, confirmed=True)
+    found = set()
+    for number in range(3):
+        stream = SotwStream()
+        for _ in range(number):  # the same answer under later nonces
+            stream.types.clear()
+        stream._counter = number
+        request = discovery_pb2.DiscoveryRequest(type_url=EDS, resource_names=["payments.alipay"])
+        stream.receive(request)
+        (message,) = stream.due(view)
+        body = snapshot.envoy.types[EDS].body(frozenset({"payments.alipay"}))
+        assert message.payload.startswith(body)
+        found.add(discovery_pb2.DiscoveryResponse.FromString(message.payload).nonce)
+    assert found == {"1", "2", "3"}
+    kept = snapshot.envoy.types[EDS]
+    for number in range(2 * BODIES_MAX):
+        kept.body(frozenset({f"unknown-{number}"}))
+    assert len(kept._bodies) == BODIES_MAX

@@ -9,7 +9,7 @@ from envoy.config.core.v3 import health_check_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.adapters.xds_resources import CDS, EDS
@@ -55,6 +55,7 @@ def assignments(snapshot: Snapshot, *, confirmed: bool = True) -> dict[str, Any]
     }
 
 
+@settings(deadline=None, max_examples=60)
 @given(weights(), weights())
 def test_the_shape_holds_for_every_plan(first: dict[str, int], second: dict[str, int]) -> None:
     """Live regions carry their basis points and healthy endpoints; regions at 0 carry no weight and
@@ -80,6 +81,7 @@ def test_the_shape_holds_for_every_plan(first: dict[str, int], second: dict[str,
         assert cluster.outlier_detection.max_ejection_percent.value == 100
 
 
+@settings(deadline=None, max_examples=30)
 @given(weights())
 def test_same_plan_same_bytes(first: dict[str, int]) -> None:
     """Two replicas that read the same plan serve the same bytes under the same version."""

@@ -13,7 +13,7 @@ from envoy.config.core.v3 import base_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from google.rpc import status_pb2
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.adapters.xds_resources import CDS, EDS, LDS, ORDER, RDS
@@ -371,6 +371,7 @@ moves = st.lists(
 )
 
 
+@settings(deadline=None, max_examples=100)
 @given(moves)
 def test_any_exchange_converges(script: list[tuple[str, int]]) -> None:
     """Whatever was sent, refused and repeated before: once the client acknowledges, it has applied

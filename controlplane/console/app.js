@@ -1,0 +1,184 @@
+// The page: joins the feed with its views. Every view is drawn from the last status and regions,
+// so a reconnection needs no repair; nothing is computed here that the replica could say.
+
+import { Actions } from "./actions.js";
+import { Channels } from "./channels.js";
+import { Chart } from "./chart.js";
+import { byId, clock, duration, h, icon, percent, say, show } from "./dom.js";
+import { Failover } from "./failover.js";
+import { Feed, OLD_MS, read } from "./feed.js";
+import { Regions, standing } from "./regions.js";
+import { Timeline } from "./timeline.js";
+
+const facts = { cluster: "", replica: "", budget_ms: 30000, actions_refused: "", channels: {} };
+const feed = new Feed();
+const actions = new Actions(feed, facts);
+const views = {
+  regions: new Regions(byId("regions"), actions),
+  channels: new Channels(byId("channels"), actions, explain),
+  failover: new Failover(byId("failover"), byId("failover-name")),
+  timeline: new Timeline(byId("timeline")),
+  chart: new Chart(byId("chart")),
+};
+const seen = { status: null, regions: [], last: null, offset: 0 };
+let finished = 0;
+
+/** The replica's time, as far as this page knows it, in ms. */
+const now = () => Date.now() + seen.offset;
+
+feed.addEventListener("status", ({ detail }) => {
+  seen.status = detail;
+});
+feed.addEventListener("regions", ({ detail }) => {
+  seen.offset = Date.parse(detail.now) - Date.now();
+  if (detail.regions.length) seen.regions = detail.regions;
+  draw();
+});
+feed.addEventListener("decision", ({ detail }) => {
+  views.timeline.add(detail);
+  if (/^failover_/.test(detail.kind) && detail.id > finished) {
+    finished = detail.id;
+    lastFailover();
+  }
+});
+for (const kind of ["trying", "moving"]) feed.addEventListener(kind, connection);
+byId("freeze").addEventListener("click", () => actions.freeze(seen.status?.frozen));
+
+async function lastFailover() {
+  const answer = await read(feed, "failovers");
+  if (answer) seen.last = answer.failovers[0] ?? null;
+  draw();
+}
+
+async function begin() {
+  feed.start();
+  const [known, history] = await Promise.all([read(feed, "console"), read(feed, "history"), lastFailover()]);
+  if (known) {
+    Object.assign(facts, known);
+    feed.know(known.peers);
+  }
+  if (history) views.chart.past(history.points);
+  draw();
+}
+
+function draw() {
+  const { status, regions } = seen;
+  if (!status?.plan || !regions.length) return headline();
+  views.regions.render(regions, status, now());
+  views.channels.render(status.plan, regions.map((region) => region.name), now());
+  failover();
+  views.chart.render(regions, now());
+  headline();
+  controlPlane(status);
+  connection();
+  document.title = title(regions, status);
+}
+
+function failover() {
+  views.failover.render(seen.status?.failover ?? seen.last, facts.budget_ms, now());
+}
+
+function title(regions, status) {
+  const bad = regions.filter((region) => region.phase !== "healthy" || region.drained);
+  const what = bad.map((region) => `${region.name} ${standing(region).word}`).join(", ");
+  return `${what || (status.frozen ? "frozen" : "all healthy")} · ${status.cluster} · Weir`;
+}
+
+/** One sentence that an operator can act on, and one that says more. */
+function headline() {
+  const box = byId("headline");
+  const [tone, sign, text, more] = summary();
+  if (box.dataset.tone !== tone) box.dataset.tone = tone;
+  show(byId("headline-icon"), sign, () => icon(sign));
+  say(byId("headline-text"), text);
+  say(byId("headline-more"), more || "\u00a0");
+}
+
+function summary() {
+  const { status, regions } = seen;
+  if (!status) return ["wait", "none", "Waiting for the first answer…", ""];
+  if (!status.plan) return ["warn", "warn", "No plan yet.", status.alarms[0] ?? "No leader has committed one."];
+  const where = regions.map((region) => `${region.name} ${percent(region.load_bp, 0)}`).join(", ");
+  const failed = regions.filter((region) => region.phase === "failed");
+  const others = regions.filter((region) => region.phase !== "healthy" || region.drained);
+  const open = status.plan.breakers.filter((breaker) => breaker.state === "open");
+  if (!status.coordinated) return ["bad", "warn", "Cut off from etcd: the last known good plan stays in force.", status.alarms[0] ?? where];
+  if (status.panic) return ["bad", "bad", "Panic: too little is healthy, health is disregarded.", where];
+  if (failed.length) return ["bad", "bad", `${names(failed)} failed. Payments go to the others.`, `${where}. ${failed[0].cause}`];
+  if (others.length) return ["warn", "warn", `${others.map((r) => `${r.name} is ${standing(r).word}`).join(", ")}.`, `Load: ${where}.`];
+  if (status.alarms.length) return ["warn", "warn", sentence(status.alarms[0]), `Load: ${where}.`];
+  if (open.length) return ["warn", "warn", `${open.length} breaker${open.length > 1 ? "s" : ""} open: ${open.map((b) => `${b.channel} in ${b.region}`).join(", ")}.`, open[0].cause];
+  if (status.frozen) return ["info", "lock", "Frozen by an operator: nothing changes by itself.", `Load: ${where}.`];
+  return ["ok", "ok", `All ${regions.length} regions are healthy.`, `Load: ${where}.`];
+}
+
+const names = (regions) => regions.map((region) => region.name).join(" and ");
+const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
+
+function controlPlane(status) {
+  const rows = [
+    ["Leader", status.leader || "none known", status.leader ? "" : "alarm"],
+    ["Term", status.term || "–", ""],
+    ["Epoch", status.plan_epoch, ""],
+    ["Subscribers", status.laggards.length ? `${status.subscribers}, ${status.laggards.length} behind` : status.subscribers, status.laggards.length ? "alarm" : ""],
+    ["Answering", status.replica, ""],
+  ];
+  show(byId("facts"), rows, () => rows.map(([name, value, tone]) =>
+    h("div", {}, h("dt", {}, name), h("dd", { class: tone || null }, String(value)))));
+  const button = byId("freeze");
+  button.disabled = false;
+  say(button, status.frozen ? "Unfreeze…" : "Freeze…");
+  const silent = status.replicas.filter((replica) => replica.digest_age_ms < 0 || replica.digest_age_ms > 5000);
+  const peers = silent.length ? `Not heard of: ${silent.map((replica) => replica.id).join(", ")}. ` : "";
+  say(byId("foot"), `${peers}Weir ${status.version}. This page shows what ${status.replica} knows; the same facts: weir status, weir events.`);
+}
+
+/** Say whether what is shown is live, and how old it is when not. */
+function connection() {
+  const bar = byId("connection");
+  const { age, peer } = feed;
+  const name = peer.id || seen.status?.replica || "this replica";
+  let [state, text] = ["live", `Live from ${seen.status?.replica ?? name}`];
+  if (age === null) [state, text] = feed.failures ? ["gone", `No answer yet, trying ${name}…`] : ["wait", "Connecting…"];
+  else if (age > OLD_MS || !feed.source) {
+    const round = feed.failures >= feed.peers.length;
+    state = age > OLD_MS ? "gone" : "wait";
+    text = `${age > OLD_MS ? "OLD: " : ""}what you see is ${duration(age)} old. ${round ? "No replica answers" : `${feed.tried || name} does not answer`}, trying ${name}…`;
+  } else if (!peer.self) text = `Live from ${peer.id}. ${facts.replica} did not answer, this page moved on`;
+  if (bar.dataset.state !== state) bar.dataset.state = state;
+  document.body.classList.toggle("old", state === "gone");
+  say(byId("connection-text"), text);
+  const link = byId("connection-link");
+  link.hidden = peer.self || state !== "live";
+  if (!link.hidden) {
+    link.href = `${peer.base}/`;
+    say(link, `Open ${peer.id}'s own console to act`);
+  }
+}
+
+async function explain(channel) {
+  const dialog = byId("dialog");
+  const opener = document.activeElement;
+  const close = h("button", { type: "button", class: "button", onclick: () => dialog.close() }, "Close");
+  const body = h("div", { "aria-live": "polite" }, h("p", { class: "muted" }, "Asking…"));
+  dialog.replaceChildren(h("div", { class: "explain" }, h("h2", { id: "dialog-title" }, `Why ${channel} is routed so`), body, h("div", { class: "dialog-foot" }, close)));
+  dialog.addEventListener("close", () => opener.isConnected ? opener.focus() : document.querySelector(`[data-key="why-${CSS.escape(channel)}"]`)?.focus(), { once: true });
+  dialog.showModal();
+  const answer = await read(feed, `explain/${encodeURIComponent(channel)}`);
+  body.replaceChildren(...(answer ? steps(answer) : [h("p", {}, "The replica could not say. Try again.")]));
+}
+
+function steps(answer) {
+  return [h("p", { class: "muted" }, `Epoch ${answer.epoch}. The rules in the order in which they were applied.`),
+    h("ol", { class: "steps" }, answer.steps.map((step) => h("li", {},
+      h("b", {}, step.rule.replaceAll("_", " ")), h("span", {}, step.detail),
+      step.weights.length ? h("span", { class: "step-weights" }, step.weights.map((w) => `${w.region} ${percent(w.weight_bp)}`).join(" · ")) : null)))];
+}
+
+setInterval(() => {
+  connection();
+  if (seen.status?.failover) failover();
+}, 250);
+document.addEventListener("visibilitychange", () => document.hidden || connection());
+byId("foot").title = `opened at ${clock(new Date())}`;
+begin();

@@ -33,7 +33,7 @@ from controlplane.locks.manager import LockManager
 from controlplane.locks.scripts import Script
 from controlplane.model.errors import RefusedError, UnavailableError, WeirError
 
-TTL_MS = 200
+TTL_MS = 300
 LIMITS = Limits(
     ttl_min_ms=20, ttl_max_ms=60_000, ttl_usual_ms=TTL_MS, beat_ms=150, wait_max_ms=60_000
 )

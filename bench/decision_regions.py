@@ -61,7 +61,7 @@ def noisy(days, topology, seed=11):
 
 
 def simpler(days):
-    """Count false alarms of three-misses and phi-accrual over all links, a day's trace at a time."""
+    """Count false alarms of three-misses and phi-accrual over all links, a day at a time."""
     names = [region.name for region in demo_topology().regions]
     misses = phis = 0
     for day in range(math.ceil(days)):

@@ -13,6 +13,7 @@ counter, a nonce): "was it ours?" is answered by comparing it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,6 +27,7 @@ from controlplane.adapters.etcd_links import (
     EtcdStats,
     Link,
     Links,
+    ended_early,
     prefix_end,
 )
 from controlplane.adapters.etcd_watch import watch
@@ -225,7 +227,11 @@ class EtcdClient:
             try:
                 await call.write(request)
                 answer = await call.read()
-                return int(answer.TTL) if answer else 0
+                if answer is grpc.aio.EOF:
+                    raise ended_early(link)
+                return int(answer.TTL)
+            except asyncio.InvalidStateError as error:  # ended before it was written to
+                raise ended_early(link) from error
             finally:
                 call.cancel()
 

@@ -139,6 +139,16 @@ def typed(error: grpc.aio.AioRpcError) -> WeirError:
     return EtcdError(details)
 
 
+def ended_early(link: Link) -> grpc.aio.AioRpcError:
+    """Make the failure of a stream that ended without an answer: says nothing about a lease."""
+    return grpc.aio.AioRpcError(
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.aio.Metadata(),
+        grpc.aio.Metadata(),
+        details=f"{link.endpoint}: stream ended early",
+    )
+
+
 def prefix_end(prefix: bytes) -> bytes:
     """Return the end of the range of all keys that begin with `prefix`."""
     stripped = prefix.rstrip(b"\xff")

@@ -111,6 +111,8 @@ async def _stream(
                 for event in map(_event, answer.events)
                 if event.mod_revision >= start_revision
             ]
+    except asyncio.InvalidStateError as error:  # the call ended between a read and a write
+        raise _SilentError(link.endpoint) from error
     finally:
         call.cancel()
         if reading is not None:

@@ -32,7 +32,7 @@ class Traffic:
     kv: EtcdClient
     written: int = 0
     seen: list[int] = field(default_factory=list)
-    failures: list[Exception] = field(default_factory=list)
+    watching: asyncio.Future[None] | None = None
 
     async def write(self, count: int) -> None:
         """Write the next `count` numbers, each exactly once."""
@@ -55,7 +55,14 @@ class Traffic:
 
     async def complete(self) -> None:
         """Wait until the watcher has seen what was written, in order, once."""
-        await until(lambda: self.seen and self.seen[-1] == self.written, "the watcher catches up")
+
+        def caught_up() -> bool:
+            assert self.watching
+            if self.watching.done():
+                self.watching.result()  # raises what ended it
+            return bool(self.seen) and self.seen[-1] == self.written
+
+        await until(caught_up, "the watcher catches up")
         assert self.seen == list(range(1, self.written + 1))
 
 
@@ -63,7 +70,7 @@ class Traffic:
 async def traffic(own_kv: EtcdClient) -> AsyncIterator[Traffic]:
     """Writer and watcher on this test's own members."""
     traffic = Traffic(own_kv)
-    task = asyncio.ensure_future(traffic.watch())
+    task = traffic.watching = asyncio.ensure_future(traffic.watch())
     yield traffic
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

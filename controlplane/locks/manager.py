@@ -42,8 +42,9 @@ from controlplane.ports import KeyValueStore
 
 log = structlog.get_logger(__name__)
 
-REPLICA_WAIT_MS: Final = 500
-"""How long a grant may wait for replicas to confirm it."""
+REPLICA_WAIT_MS: Final = 200
+"""How long a grant may wait for replicas to confirm it: well below the silence at which a link is
+given up, for WAIT holds up everything behind it."""
 RETRY_AFTER_MS: Final[Mapping[str, int]] = {
     "lost": 500, "stale": 500, "exhausted": 200, "replica": 500, "quarantine": 1_000,
 }  # fmt: skip

@@ -116,6 +116,7 @@ const names = (regions) => regions.map((region) => region.name).join(" and ");
 const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
 
 function controlPlane(status) {
+  say(byId("cluster"), status.cluster);
   const rows = [
     ["Leader", status.leader || "none known", status.leader ? "" : "alarm"],
     ["Term", status.term || "–", ""],

@@ -3,6 +3,7 @@
 import { byId, clock, h, hue, percent, say, show } from "./dom.js";
 
 const SPAN_S = 600;
+const SPAN_MIN_S = 60;
 const KEPT = 2000;
 
 export class Chart {
@@ -34,13 +35,19 @@ export class Chart {
     }
     this.draw(now / 1000);
     const words = regions.map((region) => `${region.name} ${percent(region.load_bp)}`).join(", ");
-    this.root.setAttribute("aria-label", `Load of the regions over the last ten minutes. Now: ${words}.`);
+    this.root.setAttribute("aria-label", `Load of the regions over time. Now: ${words}.`);
     show(byId("legend"), regions.map((r) => [r.name, r.load_bp]), () => regions.map((region, i) =>
       h("span", { class: "legend-item" },
         h("span", { class: `swatch pattern-${i % 3}`, style: { background: hue(i) }, "aria-hidden": "true" }),
         region.name, h("b", {}, percent(region.load_bp)))));
     const moved = this.moved();
     say(byId("chart-note"), moved ? `last change at ${clock(new Date(moved * 1000))}` : "no change in this window");
+  }
+
+  /** Seconds shown: all there is, at least a minute, at most ten. */
+  get span() {
+    const known = (this.now ?? 0) - (this.points[0]?.at ?? 0);
+    return Math.min(SPAN_S, Math.max(SPAN_MIN_S, known));
   }
 
   moved() {
@@ -78,10 +85,10 @@ export class Chart {
     this.plot = new uPlot({
       width: this.root.clientWidth, height: this.root.clientHeight, legend: { show: false },
       cursor: { show: false }, select: { show: false }, padding: [8, 4, 0, 0],
-      scales: { x: { time: true, range: () => [this.now - SPAN_S, this.now] }, y: { range: [0, 100] } },
+      scales: { x: { time: true, range: () => [this.now - this.span, this.now] }, y: { range: [0, 100] } },
       axes: [
         { ...axis, space: 70, values: (_, splits) => splits.map((s) =>
-          new Date(s * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })) },
+          new Date(s * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", ...(this.span < 300 ? { second: "2-digit" } : {}), hour12: false })) },
         { ...axis, size: 46, splits: () => [0, 25, 50, 75, 100], values: (_, v) => v.map((n) => `${n} %`) },
       ],
       series: [{}, ...order.map((i) => ({

@@ -58,7 +58,7 @@ export function duration(ms) {
 }
 
 export function clock(date) {
-  return date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  return date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
 }
 
 /** A colour of its own for each region, by its place in the sorted list. */

@@ -55,13 +55,14 @@ class Prober:
                 group.create_task(self._one(target), name=f"probe-{target.name}")
 
     async def _one(self, target: Target) -> None:
-        slot = first_slot(self._clock.monotonic_ms(), self._interval_ms, self._rng)
+        interval_ms = target.interval_ms or self._interval_ms
+        slot = first_slot(self._clock.monotonic_ms(), interval_ms, self._rng)
         while True:
             await self._clock.sleep_ms(max(0.0, slot.due_ms - self._clock.monotonic_ms()))
             async with self._places:
                 seen = await observe(target, self._resolver)
             self._note(target, seen)
-            slot = next_slot(slot, self._clock.monotonic_ms(), self._interval_ms, self._rng)
+            slot = next_slot(slot, self._clock.monotonic_ms(), interval_ms, self._rng)
 
     def _note(self, target: Target, seen: Observation) -> None:
         self._counters.observed(target, seen, self._clock.monotonic_ms())

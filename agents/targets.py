@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -27,7 +27,10 @@ class Subject(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One thing to probe. `name` is a channel or a region; deadlines in ms."""
+    """One thing to probe. `name` is a channel or a region; deadline and interval in ms.
+
+    Without an interval of its own the agent's is used.
+    """
 
     subject: Subject
     name: str
@@ -36,6 +39,7 @@ class Target:
     port: int
     path: str = "/healthz"
     deadline_ms: float = 400.0
+    interval_ms: int | None = None
     expect_status: tuple[int, int] = (200, 399)
     tls: bool = False
     server_name: str | None = None
@@ -69,6 +73,7 @@ def targets_of(config: WeirConfig, region: str) -> tuple[Target, ...]:
     A channel that the region does not serve, or that has no probe for it, is left out.
     """
     interval_ms = config.agent.interval_ms
+    ingress_interval_ms = min(interval_ms, config.policy.build().ingress_interval_ms)
     found: list[Target] = []
     for name, channel in sorted(config.channels.items()):
         probe = channel.probe
@@ -85,7 +90,9 @@ def targets_of(config: WeirConfig, region: str) -> tuple[Target, ...]:
         if ingress is not None and name != region:
             key = f"regions.{name}.ingress.target"
             deadline_ms = interval_ms * DEADLINE_SHARE
-            found.append(_target(Subject.INGRESS, name, ingress, ingress.target, key, deadline_ms))
+            # more often than a report: a crash is weighed by how many probes in a row it fails
+            target = _target(Subject.INGRESS, name, ingress, ingress.target, key, deadline_ms)
+            found.append(replace(target, interval_ms=ingress_interval_ms))
     return tuple(found)
 
 

@@ -19,9 +19,9 @@ from controlplane.clock import Clock
 from controlplane.config import WeirConfig
 from controlplane.decision.explain import explain
 from controlplane.decision.goal import goal
-from controlplane.decision.preview import preview
 from controlplane.decision.state import State
 from controlplane.decision.votes import votes
+from controlplane.decision.whatif import whatif
 from controlplane.model.errors import UnavailableError, WeirError
 from controlplane.model.evidence import Subscriber
 from controlplane.model.ids import ChannelName, Epoch, RegionName, ReplicaId
@@ -145,7 +145,7 @@ class Views:
                 last_success_age_ms=vote.last_success_age_ms,
                 failures=vote.failures,
             )
-            for vote in votes(state, region)
+            for vote in votes(state, region, self.topology().policy)
         ]
 
     async def explain(self, channel: ChannelName) -> Sequence[RuleStep]:
@@ -160,7 +160,7 @@ class Views:
         state, evidence = await self.state(), self.loop.evidence
         if evidence is None:
             raise UnavailableError("this replica has just started; ask again in a second", 1000)
-        result = preview(self.topology(), state, evidence, intents)
+        result = whatif(self.topology(), state, evidence, intents)
         return EffectView(
             routes=result.plan.routes,
             regions=tuple(

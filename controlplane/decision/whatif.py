@@ -1,31 +1,44 @@
-"""What if: the plan that other intents would give, by the very code that decides.
+"""What if: the plan that other intents would lead to, by the very step that would carry them out.
 
-A dry run asks `step` itself and lets the weights arrive at once, so that an operator sees where
-they will end. Nothing of it is kept. A safety rule that would block the wish is named with its
-numbers and the way around.
+The step is run ahead in virtual ticks with the present evidence standing still (nothing new is
+counted, nobody grows
+older), until the weights have arrived and no region is on its way back, or `TICKS_MAX` have
+passed. Nothing is estimated by
+a second formula that could disagree with the first.
+
+Safety rules look at where that leads. Each refusal names its rule, the numbers and the way around.
+
+- min_regions: fewer regions in service than the policy's least.
+- channel_served: a channel without a region in service.
+- capacity: a region above 100 % of its capacity, or payments shed, that were not before.
+- target_ready: a return to a region that is unhealthy now.
+- gate: a failback while a gate is closed.
+- override_out: an override that sends payments to a failed or drained region.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
-import numpy as np
-
+from controlplane.decision.planning import honoured_drains
 from controlplane.decision.state import State
 from controlplane.decision.step import step
-from controlplane.decision.world import World, compiled
-from controlplane.model.audit import check
+from controlplane.decision.world import compiled
 from controlplane.model.evidence import Evidence
 from controlplane.model.ids import FULL_BP, RegionName
 from controlplane.model.intents import Intents
-from controlplane.model.plan import Event, Phase, Plan
+from controlplane.model.load import load_bp, utilisation_bp
+from controlplane.model.plan import Phase, Plan, Verdict
 from controlplane.model.topology import Topology
+
+TICKS_MAX: Final = 240
+"""Two minutes at the default tick: longer than a whole ramp."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RegionLoad:
-    """What one region would carry: its part of all payments before and after (bp), and how much of
-    its capacity that is (bp; above 10,000 it drowns)."""
+class RegionOutcome:
+    """One region before and after: load is its mean share of the demand, all in basis points."""
 
     region: RegionName
     load_before_bp: int
@@ -34,128 +47,155 @@ class RegionLoad:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """A safety rule that forbids the wish, why with numbers, and the way around."""
+class Refusal:
+    """A safety rule that says no."""
 
     rule: str
     message: str
-    remedy: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WhatIf:
-    """The plan that the wish leads to, the load of every region, and the rules that forbid it."""
+class Outcome:
+    """Where the intents lead."""
 
     plan: Plan
-    regions: tuple[RegionLoad, ...]
-    shed_bp: int
-    events: tuple[Event, ...]
-    refusals: tuple[Refused, ...] = ()
+    regions: tuple[RegionOutcome, ...]
+    refusals: tuple[Refusal, ...]
 
 
-def whatif(topology: Topology, state: State, evidence: Evidence, intents: Intents) -> WhatIf:
-    """Return the plan that `intents` lead to when all else stays as it is.
-
-    The plan's epoch is the one it would get, its weights those that a bounded move arrives at.
-    """
-    state = state.aligned(topology)
-    world = compiled(topology)
-    # no time passes and nothing is counted: only the intents differ
-    now_ms = 0 if state.memory.clock_ms is None else state.memory.clock_ms
-    resting = state.having(replace(state.memory, clock_ms=now_ms, settled=False))
-    still = replace(evidence, regions=(), gains=None)
-    quick = replace(
-        topology,
-        policy=replace(topology.policy, step_limit_bp=FULL_BP + 1, dead_band_bp=0),
-    )
-    decided = step(quick, resting, still, intents, now_ms)
-    refusals = list(refused(topology, state, intents))
-    if not refusals:
-        refusals = [
-            Refused(rule=v.rule, message=f"{v.field}: {v.message}", remedy="ask for something else")
-            for v in check(decided.plan, topology)
-        ]
-    before, after = _load(world, state), _load(world, decided.state)
-    total = max(float(world.load.demand.sum()), 1e-9)
-    capacity = np.maximum(world.load.capacity, 1e-9)
+def whatif(topology: Topology, state: State, evidence: Evidence, intents: Intents) -> Outcome:
+    """Run ahead with other intents and say where it leads and what forbids it."""
+    before = state.memory.plan
+    after = _settle(topology, state, evidence, intents)
     regions = tuple(
-        RegionLoad(
-            region=name,
-            load_before_bp=round(float(before[i]) / total * FULL_BP),
-            load_after_bp=round(float(after[i]) / total * FULL_BP),
-            utilisation_bp=round(float(after[i] / capacity[i]) * FULL_BP),
+        RegionOutcome(
+            region=region.name,
+            load_before_bp=load_bp(topology, before, region.name) if before else 0,
+            load_after_bp=load_bp(topology, after, region.name),
+            utilisation_bp=utilisation_bp(topology, after, region.name),
         )
-        for name, i in world.region_index.items()
+        for region in topology.regions
     )
-    shed_bp = max((route.shed_bp for route in decided.plan.routes), default=0)
-    return WhatIf(
-        plan=decided.plan,
+    return Outcome(
+        plan=after,
         regions=regions,
-        shed_bp=shed_bp,
-        events=decided.events,
-        refusals=tuple(refusals),
+        refusals=tuple(_refusals(topology, state, before, after, intents)),
     )
 
 
-def refused(topology: Topology, state: State, intents: Intents) -> tuple[Refused, ...]:
-    """Return the safety rules that forbid `intents`; empty when none does."""
-    return (*_drains(topology, state, intents), *_overrides(topology, state, intents))
-
-
-def _drains(topology: Topology, state: State, intents: Intents) -> list[Refused]:
-    regions = {region.name for region in topology.regions}
-    asked = {drain.region for drain in intents.drains} & regions
-    if not asked:
-        return []
-    failed = {n for n, m in state.memory.regions.items() if m.phase is Phase.FAILED} & regions
-    least, left = topology.policy.min_regions, regions - asked
-    if len(left) < least:
-        text = f"{len(left)} of {len(regions)} regions would be left, {least} must be"
-        return [Refused(rule="last_region", message=text, remedy="undrain another region first")]
-    if not left - failed:
-        text = f"no region would carry payments: {', '.join(sorted(failed))} failed"
-        remedy = f"keep one of {', '.join(sorted(asked - failed)) or 'the regions'}"
-        return [Refused(rule="last_region", message=text, remedy=remedy)]
-    out = []
-    for channel in topology.channels:
-        names = set(channel.regions)
-        if not names & left - failed and names & asked - failed:
-            keep = ", ".join(sorted(names & asked - failed))
-            text = f"{channel.name} is served from {', '.join(channel.regions)} only"
-            out.append(
-                Refused(rule="channel_without_region", message=text, remedy=f"keep one of {keep}")
+def _settle(topology: Topology, state: State, evidence: Evidence, intents: Intents) -> Plan:
+    still = replace(
+        evidence,
+        regions=tuple(
+            replace(
+                region,
+                cells=(),
+                ingress=tuple(replace(view, ok=0, failed=0) for view in region.ingress),
             )
-    return out
+            for region in evidence.regions
+        ),
+    )
+    now_ms = state.memory.clock_ms or 0
+    plan = state.memory.plan
+    for _ in range(TICKS_MAX):
+        now_ms += topology.policy.tick_ms
+        result = step(topology, state, still, intents, now_ms)
+        state, plan = result.state, result.plan
+        returning = any(
+            r.phase is Phase.RECOVERING or r.ramp >= 0 for r in state.memory.regions.values()
+        )
+        if state.memory.settled and not returning:
+            break
+    if plan is None:
+        raise ValueError("a step always leaves a plan")
+    return plan
 
 
-def _overrides(topology: Topology, state: State, intents: Intents) -> list[Refused]:
-    serving = {channel.name: frozenset(channel.regions) for channel in topology.channels}
-    away = {drain.region for drain in intents.drains}
-    away |= {n for n, m in state.memory.regions.items() if m.phase is Phase.FAILED}
-    out = []
+def _refusals(
+    topology: Topology, state: State, before: Plan | None, after: Plan, intents: Intents
+) -> list[Refusal]:
+    asked = {d.region for d in intents.drains}
+    failed = {s.name for s in after.regions if s.phase is Phase.FAILED}
+    out = failed | honoured_drains(compiled(topology), intents)
+    found: list[Refusal] = []
+    in_service = [r.name for r in topology.regions if r.name not in failed | asked]
+    if asked and len(in_service) < topology.policy.min_regions:
+        found.append(
+            Refusal(
+                rule="min_regions",
+                message=f"{len(in_service)} region(s) would be left in service "
+                f"({', '.join(in_service) or 'none'}), "
+                f"the policy asks for {topology.policy.min_regions}",
+                remedy="Bring another region back first.",
+            )
+        )
+    found.extend(
+        Refusal(
+            rule="channel_served",
+            message=f"{channel.name} is served by {', '.join(channel.regions)} only, "
+            "and all of them would be out",
+            remedy="Leave one of them in service.",
+        )
+        for channel in topology.channels
+        if asked and all(name in failed | asked for name in channel.regions)
+    )
+    found.extend(_overloads(topology, before, after))
+    for name in intents.failback:
+        status = next((s for s in after.regions if s.name == name), None)
+        now = state.memory.regions.get(name)
+        if now is not None and now.verdict is Verdict.UNHEALTHY:
+            found.append(
+                Refusal(
+                    rule="target_ready",
+                    message=f"{name} is unhealthy now: {status.cause if status else now.cause}",
+                    remedy="Wait until its evidence is good.",
+                )
+            )
+        if intents.closed_gates:
+            found.append(
+                Refusal(
+                    rule="gate",
+                    message=f"closed: {', '.join(intents.closed_gates)}",
+                    remedy="Finish reconciliation, which opens the gate.",
+                )
+            )
     for override in intents.overrides:
-        served = serving.get(override.channel)
-        if served is None:
-            text = f"{override.channel} is not configured"
-            out.append(Refused(rule="unknown_channel", message=text, remedy="see `weir channels`"))
-            continue
-        total = sum(weight for _, weight in override.weights)
-        if total != FULL_BP:
-            text = f"the weights of {override.channel} sum to {total} bp"
-            out.append(Refused(rule="sum", message=text, remedy=f"make them {FULL_BP}"))
-        named = {name for name, weight in override.weights if weight > 0}
-        if stray := sorted(named - served):
-            text = f"{override.channel} is not served from {', '.join(stray)}"
-            remedy = f"use {', '.join(sorted(served))}"
-            out.append(Refused(rule="not_served", message=text, remedy=remedy))
-        elif named and named <= away:
-            text = f"all of {', '.join(sorted(named))} are failed or drained"
-            out.append(Refused(rule="out", message=text, remedy="name a region that is in service"))
-    return out
+        sent = [name for name, weight_bp in override.weights if weight_bp and name in out]
+        if sent:
+            found.append(
+                Refusal(
+                    rule="override_out",
+                    message=f"{override.channel} would be sent to {', '.join(sent)}, "
+                    "which is failed or drained",
+                    remedy="Give it 0.",
+                )
+            )
+    return found
 
 
-def _load(world: World, state: State) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """Payments a second (regions,) at the configured demand."""
-    shape = (len(world.region_index), len(world.channel_index))
-    weight = state.columns["weight"].reshape(shape)
-    return np.asarray(weight @ world.load.demand / FULL_BP, dtype=np.float64)
+def _overloads(topology: Topology, before: Plan | None, after: Plan) -> list[Refusal]:
+    found = []
+    for region in topology.regions:
+        used = utilisation_bp(topology, after, region.name)
+        was = utilisation_bp(topology, before, region.name) if before else 0
+        if used > FULL_BP and used > was:
+            found.append(
+                Refusal(
+                    rule="capacity",
+                    message=f"{region.name} would be at {used / 100:g} % of "
+                    f"{region.capacity_tps}/s",
+                    remedy="Shed load or add capacity first.",
+                )
+            )
+    for route in after.routes:
+        old = before.route(route.channel) if before else None
+        if route.shed_bp > (old.shed_bp if old else 0):
+            found.append(
+                Refusal(
+                    rule="capacity",
+                    message=f"{route.shed_bp / 100:g} % of {route.channel} would have to be shed",
+                    remedy="Shed load or add capacity first.",
+                )
+            )
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from controlplane.model.epochs import believable
 from controlplane.model.evidence import Digest, Subscriber
 from controlplane.model.ids import Epoch, ReplicaId
 
@@ -44,11 +45,10 @@ class DigestBook:
                 del self._entries[replica]
         return [(digest, now_ms - at) for _, (digest, at) in sorted(self._entries.items())]
 
-    def highest_epoch(self) -> Epoch:
-        """Highest epoch anyone has reported."""
-        return Epoch(
-            max((max(d.highest_epoch, d.plan_epoch) for d, _ in self._entries.values()), default=0)
-        )
+    def highest_epoch(self, committed: Epoch) -> Epoch:
+        """Highest epoch anyone has reported that can be believed: one absurd report hides none."""
+        told = (e for d, _ in self._entries.values() for e in (d.highest_epoch, d.plan_epoch))
+        return Epoch(max((e for e in told if believable(e, committed)), default=0))
 
 
 def live_subscribers(entries: Iterable[tuple[Digest, int]]) -> list[Subscriber]:

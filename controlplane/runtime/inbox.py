@@ -19,6 +19,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Final
 
+from controlplane.model.epochs import believable
 from controlplane.model.errors import InvalidInputError, UnavailableError
 from controlplane.model.evidence import (
     CellCounters,
@@ -180,10 +181,10 @@ class Inbox:
             if now_ms - agent.seen_ms > FORGET_MS:
                 del self._agents[key]
 
-    @property
-    def highest_epoch(self) -> Epoch:
-        """Highest plan epoch any agent of this replica has ever seen."""
-        return Epoch(max((a.report.highest_epoch for a in self._agents.values()), default=0))
+    def highest_epoch(self, committed: Epoch) -> Epoch:
+        """Highest epoch an agent of this replica has ever seen, as far as it can be believed."""
+        told = (agent.report.highest_epoch for agent in self._agents.values())
+        return Epoch(max((e for e in told if believable(e, committed)), default=0))
 
     def agents(self, now_ms: int) -> tuple[Subscriber, ...]:
         """Agents known, sorted by region and name, with what they have applied and their age."""
@@ -221,7 +222,7 @@ class Inbox:
             ),
             subscribers=subscribers,
             plan_epoch=plan_epoch,
-            highest_epoch=Epoch(max(highest_epoch, self.highest_epoch)),
+            highest_epoch=Epoch(max(highest_epoch, self.highest_epoch(plan_epoch))),
             version=version,
         )
 

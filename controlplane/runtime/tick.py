@@ -31,6 +31,7 @@ from controlplane.model import audit
 from controlplane.model.errors import (
     AmbiguousError,
     DeposedError,
+    InvalidInputError,
     UnavailableError,
 )
 from controlplane.model.evidence import Digest, Evidence
@@ -233,7 +234,11 @@ class DecisionLoop:
             committed_epoch=self._board.epoch,
             converged_epoch=converged_epoch(subscribers, self._board.epoch),
             highest_epoch=Epoch(
-                max(self._book.highest_epoch(), self.highest_seen, self._board.epoch)
+                max(
+                    self._book.highest_epoch(self._board.epoch),
+                    self.highest_seen,
+                    self._board.epoch,
+                )
             ),
             coordination_suspect=self._suspect_coordination(),
         )
@@ -246,10 +251,20 @@ class DecisionLoop:
         if committed is None:
             state, epoch = State.initial(self._topology), Epoch(0)
         else:
-            state, epoch = State.from_bytes(committed.state).rebased(), committed.plan.epoch
+            state, epoch = self._read_state(committed.state), committed.plan.epoch
         self._reign = _Reign(leadership, state, epoch)
         log.info("leading", term=leadership.term, epoch=epoch)
         return self._reign
+
+    def _read_state(self, data: bytes) -> State:
+        """Read the stored decision state; start anew when it cannot be read: nobody is believed
+        dead."""
+        try:
+            return State.from_bytes(data).rebased()
+        except InvalidInputError as error:
+            self._metrics.alarm("part")
+            log.critical("decision_state_unreadable", error=str(error))
+            return State.initial(self._topology)
 
     async def _decide(self, reign: _Reign, evidence: Evidence, now_ms: int) -> None:
         intents = self._intents() or NO_INTENTS
@@ -293,7 +308,7 @@ class DecisionLoop:
             checkpoint = reign.ticks % CHECKPOINT_TICKS == 0 or bool(reign.events)
             await self._store.heartbeat(
                 reign.leadership,
-                Beat(tick=reign.ticks, attentive_ms=plan.decided_at_ms, wall_ms=wall_ms),
+                Beat(tick=reign.ticks, attentive_ms=reign.state.memory.now_ms, wall_ms=wall_ms),
                 reign.state.to_bytes() if checkpoint else None,
                 reign.events,
                 changed,

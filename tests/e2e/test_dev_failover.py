@@ -45,6 +45,8 @@ def whole(dev: DevRun) -> Iterator[DevRun]:
     eventually(dev.settled, "everything runs")
     yield dev
     dev.chaos("restore-region")
+    for fault in dev.chaos("list")["faults"]:
+        dev.chaos("heal-channel", channel=fault["channel"])
     eventually(dev.settled, "everything runs again")
 
 

@@ -78,6 +78,4 @@ class OperationRecords:
             writes,
         )
         if not result.succeeded:
-            raise DeposedError(
-                f"operation {operation.id}: written by another, or we do not lead"
-            )
+            raise DeposedError(f"operation {operation.id}: written by another, or we do not lead")

@@ -33,7 +33,7 @@ async def eventually(condition: Callable[[], object], what: str, deadline_s: flo
     """Wait for an observable condition; the deadline is generous and only ends a broken test."""
     try:
         async with asyncio.timeout(deadline_s):
-            while not condition():  # noqa: ASYNC110 - other processes and loops set no event of ours
+            while not condition():
                 await asyncio.sleep(0.005)
     except TimeoutError:
         pytest.fail(f"not within {deadline_s:g} s: {what}")

@@ -19,7 +19,8 @@ from typing import Final
 
 import grpc.aio
 
-from controlplane.adapters.xds_ads import AdsLimits, AdsService
+from controlplane.adapters.xds_admission import AdsLimits
+from controlplane.adapters.xds_ads import AdsService
 from controlplane.adapters.xds_snapshot import Snapshot
 from controlplane.clock import Clock
 from controlplane.model.dataplane import DataPlane

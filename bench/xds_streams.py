@@ -25,11 +25,10 @@ import uvloop
 from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 
+from controlplane.adapters.xds_admission import AdsLimits, NoMetrics
 from controlplane.adapters.xds_ads import (
     ADS_SERVER_OPTIONS,
-    AdsLimits,
     AdsService,
-    NoMetrics,
 )
 from controlplane.adapters.xds_resources import EDS, cluster_name
 from controlplane.adapters.xds_snapshot import Snapshot

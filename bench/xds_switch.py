@@ -19,7 +19,7 @@ from pathlib import Path
 import aiohttp
 import uvloop
 
-from controlplane.adapters.xds_ads import NoMetrics
+from controlplane.adapters.xds_admission import NoMetrics
 from controlplane.adapters.xds_snapshot import Snapshot
 from controlplane.dev.servers import scratch_root
 from tests.xds.lab import Gateway, Lab, eventually, plan

@@ -31,6 +31,7 @@ import grpc.aio
 import structlog
 from envoy.service.discovery.v3 import discovery_pb2
 
+from controlplane.adapters.xds_admission import Admission, AdsLimits, NoMetrics, XdsMetrics
 from controlplane.adapters.xds_delta import DeltaStream
 from controlplane.adapters.xds_resources import SHORT
 from controlplane.adapters.xds_snapshot import Snapshot
@@ -62,60 +63,6 @@ REMEMBERED_MAX: Final = 4096
 
 REFUSE_S: Final = 1.0
 """How long a refused peer may take to hear why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdsLimits:
-    """Bounds of one server. Times in ms."""
-
-    streams_max: int = 4000
-    admit_per_s: int = 200
-    admit_burst: int = 400
-    write_timeout_ms: int = 5000
-    remember_ms: int = 60_000
-
-
-class XdsMetrics(Protocol):
-    """Where the server counts. `type_name` is cds, eds, lds or rds; `reason` is a fixed word."""
-
-    def acked(self, type_name: str) -> None:
-        """Count one acknowledgement."""
-        ...
-
-    def nacked(self, type_name: str) -> None:
-        """Count one refusal by a data plane."""
-        ...
-
-    def pushed(self, type_name: str, payload_bytes: int) -> None:
-        """Count one message written."""
-        ...
-
-    def streams(self, kind: str, count: int) -> None:
-        """Set the number of open streams of a kind."""
-        ...
-
-    def refused(self, reason: str) -> None:
-        """Count a stream that was not admitted, or dropped."""
-        ...
-
-
-class NoMetrics:
-    """Counts nothing."""
-
-    def acked(self, type_name: str) -> None:
-        """Count nothing."""
-
-    def nacked(self, type_name: str) -> None:
-        """Count nothing."""
-
-    def pushed(self, type_name: str, payload_bytes: int) -> None:
-        """Count nothing."""
-
-    def streams(self, kind: str, count: int) -> None:
-        """Count nothing."""
-
-    def refused(self, reason: str) -> None:
-        """Count nothing."""
 
 
 class Machine(Protocol):
@@ -167,24 +114,6 @@ class _Session:
     ended: bool = False
 
 
-class _Admission:
-    """A token bucket: `per_s` streams a second, `burst` at once."""
-
-    def __init__(self, clock: Clock, per_s: int, burst: int) -> None:
-        self._clock, self._per_s, self._burst = clock, per_s, burst
-        self._tokens = float(burst)
-        self._at_ms = clock.monotonic_ms()
-
-    def admit(self) -> bool:
-        now_ms = self._clock.monotonic_ms()
-        gained = (now_ms - self._at_ms) * self._per_s / 1000
-        self._tokens, self._at_ms = min(self._burst, self._tokens + gained), now_ms
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-
 class AdsService:
     """Serves snapshots. `publish` and `confirm` are called on the server's event loop."""
 
@@ -200,7 +129,7 @@ class AdsService:
         self._limits = limits or AdsLimits()
         self._metrics: XdsMetrics = metrics or NoMetrics()
         self._on_event = on_event or _log_event
-        self._admission = _Admission(clock, self._limits.admit_per_s, self._limits.admit_burst)
+        self._admission = Admission(clock, self._limits.admit_per_s, self._limits.admit_burst)
         self._sessions: set[_Session] = set()
         self._departed: OrderedDict[str, tuple[Subscriber, int]] = OrderedDict()
         self._snapshot: Snapshot | None = None

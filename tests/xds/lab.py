@@ -14,7 +14,8 @@ import aiohttp
 import grpc.aio
 from aiohttp import web
 
-from controlplane.adapters.xds_ads import ADS_SERVER_OPTIONS, AdsLimits, AdsService
+from controlplane.adapters.xds_admission import AdsLimits
+from controlplane.adapters.xds_ads import ADS_SERVER_OPTIONS, AdsService
 from controlplane.adapters.xds_bootstrap import envoy_bootstrap
 from controlplane.clock import SystemClock
 from controlplane.dev.process import Child, find_binary, free_port

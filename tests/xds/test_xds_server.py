@@ -17,12 +17,11 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.rpc import status_pb2
 
+from controlplane.adapters.xds_admission import AdsLimits, NoMetrics
 from controlplane.adapters.xds_ads import (
     ADS_SERVER_OPTIONS,
     REMEMBERED_MAX,
-    AdsLimits,
     AdsService,
-    NoMetrics,
 )
 from controlplane.adapters.xds_resources import CDS, EDS
 from controlplane.adapters.xds_snapshot import Snapshot

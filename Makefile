@@ -8,8 +8,6 @@ MAKEFLAGS += --no-print-directory
 
 # Arguments for weir dev, pytest and the benches: make demo ARGS="--headless --for 60"
 ARGS ?=
-# Runs of each scenario of the laboratory
-RUNS ?= 20
 # The first python3 that is new enough; name another with make PYTHON=...
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -57,8 +55,5 @@ bench: ## every measurement in bench/, each prints a table
 	  echo "== $$bench"; "$$uv" run --quiet --locked python "$$bench" $(ARGS) || exit 1; \
 	done
 
-chaos: ## the long fault suites: regions lost, the laboratory (root), locks; RUNS=20 rounds each
-	$(WITH_UV) run="$$uv run --quiet --locked"; \
-	  $$run python bench/failover.py $(ARGS) && \
-	  $$run python -m tests.fabric --runs $(RUNS) --out build/fabric && \
-	  $$run python tests/locks/lock_campaign.py --rounds 300
+chaos: ## the failover laboratory, every scenario (needs root; ARGS="region-killed --runs 20")
+	$(WITH_UV) exec "$$uv" run --quiet --locked python -m tests.fabric $(ARGS)

@@ -188,8 +188,7 @@ async def lose(dev: Dev, loss: str, region: str) -> Run:
     topology = dev.topology
     survivors = [r["id"] for r in topology["replicas"] if r["region"] != region] + [ENVOY]
     recorder = Recorder(topology, CLOCK)
-    async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(recorder.run())
+    async with recorder.recording():
         await until(lambda: all(map(recorder.latest, survivors)), "every subscriber seen")
         leader_lost = dev.leader() == region
         etcd_leader_lost = f"-{region}-" in dev.etcd()[0]
@@ -200,7 +199,6 @@ async def lose(dev: Dev, loss: str, region: str) -> Run:
         failed_ms = await watch_phase(topology, region, lost_ms)
         left_ms = WATCHED_S * 1000 - (CLOCK.monotonic_ms() - lost_ms)
         await CLOCK.sleep_ms(max(0, left_ms))
-        task.cancel()
     zero = {name: recorder.zero_since(name, region, lost_ms) for name in survivors}
     failures = failures_since(dev, before)
     ends = [wall_ms(line["at"]) - lost_wall_ms for line in failures]

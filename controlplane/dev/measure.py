@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +49,24 @@ class Recorder:
         self._topology = topology
         self._clock = clock
         self.seen: list[Seen] = []
+        self._over = False
 
-    async def run(self) -> None:
-        """Record until cancelled."""
+    @contextlib.asynccontextmanager
+    async def recording(self) -> AsyncIterator[Recorder]:
+        """Record while the block runs."""
         async with asyncio.TaskGroup() as tasks:
-            for replica in self._topology["replicas"]:
+            watchers = [
                 tasks.create_task(self._watch(replica["id"], replica["grpc"]))
-            tasks.create_task(self._watch_envoy(self._topology["envoy"]["admin"]))
+                for replica in self._topology["replicas"]
+            ]
+            watchers.append(tasks.create_task(self._watch_envoy(self._topology["envoy"]["admin"])))
+            try:
+                yield self
+            finally:
+                # a cancellation that meets a client's own timeout may be lost: say it twice
+                self._over = True
+                for watcher in watchers:
+                    watcher.cancel()
 
     def of(self, source: str) -> Iterator[Seen]:
         """Everything one source said, oldest first."""
@@ -71,7 +82,7 @@ class Recorder:
         return next(hits, None)
 
     async def _watch(self, source: str, address: str) -> None:
-        while True:
+        while not self._over:
             async with grpc.aio.insecure_channel(address) as link:
                 stub = routing_pb2_grpc.RoutingServiceStub(link)
                 name = f"measure-{source}"
@@ -86,7 +97,7 @@ class Recorder:
         timeout = aiohttp.ClientTimeout(total=ASK_S)
         last: Weights = {}
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            while True:
+            while not self._over:
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
                     now = await envoy_weights(session, admin)
                     if now != last:

@@ -216,6 +216,7 @@ class Session:
             self._line({"type": "event", **event})
 
     def _on_chaos(self, message: str) -> None:
+        self._write_topology()  # true before the one who asked gets the answer
         self._observer.note(message, "chaos")
 
     def _line(self, value: dict[str, Any]) -> None:

@@ -221,7 +221,7 @@ def test_redis_primary_killed_and_another_promoted(whole: DevRun) -> None:
     """kill-redis kills the primary; Sentinel promotes a replica. After the time of `--for` the old
     one is started again by itself, as a replica and not as a second primary."""
     old = whole.topology["redis"]["primary"]
-    whole.chaos("kill-redis", for_s=8)
+    whole.chaos("kill-redis", for_s=6)
 
     def primaries() -> list[str]:
         return [a for a in whole.topology["redis"]["all"] if "role:master" in redis_role(a)]

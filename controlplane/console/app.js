@@ -105,7 +105,7 @@ function summary() {
   if (!status.coordinated) return ["bad", "warn", "Cut off from etcd: the last known good plan stays in force.", status.alarms[0] ?? where];
   if (status.panic) return ["bad", "bad", "Panic: too little is healthy, health is disregarded.", where];
   if (failed.length) return ["bad", "bad", `${names(failed)} failed. Payments go to the others.`, `${where}. ${failed[0].cause}`];
-  if (others.length) return ["warn", "warn", `${others.map((r) => `${r.name} is ${standing(r).word}`).join(", ")}.`, `Load: ${where}.`];
+  if (others.length) return ["warn", "warn", `${others.map((r) => `${r.name} is ${standing(r).word}`).join(", ")}.`, `Load: ${where}. ${others[0].cause}`];
   if (status.alarms.length) return ["warn", "warn", sentence(status.alarms[0]), `Load: ${where}.`];
   if (open.length) return ["warn", "warn", `${open.length} breaker${open.length > 1 ? "s" : ""} open: ${open.map((b) => `${b.channel} in ${b.region}`).join(", ")}.`, open[0].cause];
   if (status.frozen) return ["info", "lock", "Frozen by an operator: nothing changes by itself.", `Load: ${where}.`];

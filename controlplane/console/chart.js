@@ -84,10 +84,10 @@ export class Chart {
     const order = this.regions.map((_, i) => i).reverse();
     this.plot = new uPlot({
       width: this.root.clientWidth, height: this.root.clientHeight, legend: { show: false },
-      cursor: { show: false }, select: { show: false }, padding: [8, 4, 0, 0],
+      cursor: { show: false }, select: { show: false }, padding: [8, 26, 0, 0],
       scales: { x: { time: true, range: () => [this.now - this.span, this.now] }, y: { range: [0, 100] } },
       axes: [
-        { ...axis, space: 70, values: (_, splits) => splits.map((s) =>
+        { ...axis, space: 78, size: 32, values: (_, splits) => splits.map((s) =>
           new Date(s * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", ...(this.span < 300 ? { second: "2-digit" } : {}), hour12: false })) },
         { ...axis, size: 46, splits: () => [0, 25, 50, 75, 100], values: (_, v) => v.map((n) => `${n} %`) },
       ],

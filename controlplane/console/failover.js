@@ -25,11 +25,12 @@ export class Failover {
       return;
     }
     const running = failover.outcome === "running";
-    const elapsed = running ? Math.max(0, now - Date.parse(failover.started_at)) : this.total(failover);
+    const applied = failover.converge_ms >= 0;
+    const elapsed = running && !applied ? Math.max(0, now - Date.parse(failover.started_at)) : this.total(failover);
     panel.dataset.tone = running ? "warn" : "calm";
     const kind = { dead: "dead", brown_out: "brown-out" }[failover.kind] ?? failover.kind;
     say(this.title, running
-      ? `running: ${failover.from_region} (${kind}), ${duration(Math.max(0, budget - elapsed))} of ${duration(budget)} left`
+      ? `running: ${failover.from_region} (${kind}), ${applied ? `applied in ${duration(elapsed)}, to be confirmed` : `${duration(Math.max(0, budget - elapsed))} of ${duration(budget)} left`}`
       : `last: ${failover.from_region} (${kind}), ${failover.outcome} at ${clock(new Date(Date.parse(failover.started_at) + elapsed))}`);
     const key = [failover, budget, running ? Math.floor(elapsed / 100) : 0];
     show(this.root, key, () => this.line(failover, budget, elapsed));

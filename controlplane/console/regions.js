@@ -5,6 +5,7 @@ import { duration, h, hue, icon, number, percent, say, show } from "./dom.js";
 const TONE = { healthy: "ok", suspect: "warn", failed: "bad", recovering: "info" };
 const ICON = { healthy: "ok", suspect: "warn", failed: "bad", recovering: "back" };
 const AT_REST_BP = 25;
+const LATE_MS = 3000;
 
 /** Phase as shown: a drain is an operator's and comes first. */
 export function standing(region) {
@@ -90,9 +91,10 @@ export class Regions {
     card.used.classList.toggle("alarm", region.utilisation_bp > 10000);
     show(card.votes, region.votes.map((v) => [v.vantage, v.opinion, this.age(v), v.failures]), () =>
       region.votes.length ? region.votes.map((vote) => this.vote(vote)) : ["nobody"]);
-    const live = `${region.agents_live} of ${region.agents_expected} agents`;
+    const live = `${region.agents_live}/${region.agents_expected} agents`;
     say(card.reports, `${live}, ${this.ago(region.report_age_ms)}`);
-    card.reports.classList.toggle("alarm", region.agents_live < region.agents_expected);
+    const late = region.report_age_ms < 0 || region.report_age_ms > LATE_MS;
+    card.reports.classList.toggle("alarm", late || region.agents_live < region.agents_expected);
     const behind = region.applied_epoch >= 0 && region.applied_epoch < status.plan_epoch;
     say(card.epoch, region.applied_epoch < 0 ? "nobody listens"
       : `${region.applied_epoch}${behind ? ` of ${status.plan_epoch}` : ", in force"}`);
@@ -120,7 +122,7 @@ export class Regions {
 
   age(vote) {
     if (vote.last_success_age_ms < 0) return "no success yet";
-    return vote.last_success_age_ms < 2000 ? "seen now" : `seen ${duration(vote.last_success_age_ms)} ago`;
+    return vote.last_success_age_ms < 2000 ? "now" : `seen ${duration(vote.last_success_age_ms)} ago`;
   }
 
   ago(ms) {

@@ -87,7 +87,9 @@ class Link:
                     interval_ms=self._interval_ms,
                 )
                 self.server = server
-                await session.run(stop, self._rotation, self._answers)
+                # a task of its own: a TaskGroup that ends by a child's error leaves its task marked
+                # as being cancelled, and before Python 3.11.3 no timeout works in such a task
+                await asyncio.ensure_future(session.run(stop, self._rotation, self._answers))
         except* SessionOver as group:
             over = _first(group)
         except* OSError as group:  # certificates that cannot be read

@@ -33,7 +33,8 @@ async def keep_running(name: str, part: Callable[[], Awaitable[None]], clock: Cl
     while True:
         started_ms = clock.monotonic_ms()
         try:
-            await part()
+            # a task of its own: see agents.link on TaskGroups before Python 3.11.3
+            await asyncio.ensure_future(_coroutine(part))
             log.warning("part_ended", part=name)
         except Alarm:
             log.critical("alarm", part=name, exc_info=True)
@@ -44,3 +45,7 @@ async def keep_running(name: str, part: Callable[[], Awaitable[None]], clock: Cl
             wait_ms = RESTART_BASE_MS
         await clock.sleep_ms(wait_ms)
         wait_ms = min(RESTART_MAX_MS, wait_ms * 2)
+
+
+async def _coroutine(part: Callable[[], Awaitable[None]]) -> None:
+    await part()

@@ -45,12 +45,11 @@ def take(dev: DevRun, browser: Browser, folder: Path) -> None:
         dark.keyboard.press("Escape")
         dev.chaos("kill-region", region="east")
         dark.locator("#failover-panel[data-tone=warn]").wait_for(timeout=PATIENCE_MS)
-        shoot(dark, folder, "running", full=True)
         dark.locator("[data-kind=region_failed]").wait_for(timeout=PATIENCE_MS)
         dark.locator("#failover-name", has_text="last: east").wait_for(timeout=PATIENCE_MS)
         dark.wait_for_timeout(CALM_MS)
         shoot(dark, folder, "failed", full=True)
-        shoot(phone, folder, "phone", full=True)
+        shoot(phone, folder, "phone")
 
 
 def main() -> None:

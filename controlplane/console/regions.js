@@ -58,7 +58,7 @@ export class Regions {
         h("dt", {}, "Utilisation"), part("used", "dd"),
         h("dt", {}, "Seen by"), part("votes", "dd", { class: "votes" }),
         h("dt", {}, "Reports"), part("reports", "dd"),
-        h("dt", {}, "Applied epoch"), part("epoch", "dd"),
+        h("dt", {}, "Applied"), part("epoch", "dd"),
         h("dt", {}, "Clock offset"), part("offset", "dd")),
       h("div", { class: "card-actions", role: "group", "aria-label": `Actions on ${region.name}` },
         part("drain", "button", { type: "button", class: "button" }, "Drain…"),
@@ -97,7 +97,7 @@ export class Regions {
     card.reports.classList.toggle("alarm", late || region.agents_live < region.agents_expected);
     const behind = region.applied_epoch >= 0 && region.applied_epoch < status.plan_epoch;
     say(card.epoch, region.applied_epoch < 0 ? "nobody listens"
-      : `${region.applied_epoch}${behind ? ` of ${status.plan_epoch}` : ", in force"}`);
+      : `epoch ${region.applied_epoch}${behind ? ` of ${status.plan_epoch}` : ", in force"}`);
     card.epoch.classList.toggle("alarm", behind || region.applied_epoch < 0);
     say(card.offset, region.clock_offset_ms === undefined ? "not measured"
       : `${region.clock_offset_ms.toFixed(1)} ms`);

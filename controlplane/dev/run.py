@@ -98,6 +98,7 @@ class Session:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop.set)
+        failed: WeirError | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._until_stopped())
@@ -105,9 +106,12 @@ class Session:
         except* _Stop:
             pass
         except* WeirError as group:
-            raise _first(group) from None
+            # raised below: what is raised in here comes out as a group before Python 3.11.4
+            failed = _first(group)
         finally:
             await self._cluster.close()
+        if failed is not None:
+            raise failed from None
         return 0
 
     async def _until_stopped(self) -> None:

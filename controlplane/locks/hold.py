@@ -143,6 +143,7 @@ async def hold(
     )  # fmt: skip
     held = Held(locks, grant, mode, ttl_ms // 10 if margin_ms is None else margin_ms)
     raised: Exception | None = None
+    lost: Exception | None = None
     try:
         async with asyncio.TaskGroup() as group:
             keeper = group.create_task(held.keep(), name=f"lock-{name}")
@@ -152,12 +153,13 @@ async def hold(
                 raised = error
             finally:
                 keeper.cancel()
-    except* LockLostError as group_error:
-        raise raised or group_error.exceptions[0] from None
+    except* LockLostError as group:
+        # raised below: what is raised in here comes out as a group before Python 3.11.4
+        lost = group.exceptions[0]
     finally:
         await _give_back(locks, held, whole=not reentrant)
-    if raised:
-        raise raised
+    if raised or lost:
+        raise (raised or lost) from None  # type: ignore[misc]
 
 
 async def _give_back(locks: Locks, held: Held, *, whole: bool) -> None:

@@ -28,7 +28,12 @@ from controlplane.adapters.admin_service import AdminReads, Reads
 from controlplane.adapters.rpc_errors import typed_errors
 from controlplane.adapters.wire import encode_route, timestamp
 from controlplane.clock import Clock
-from controlplane.model.errors import InvalidInputError, RefusedError, UnavailableError
+from controlplane.model.errors import (
+    AmbiguousError,
+    InvalidInputError,
+    RefusedError,
+    UnavailableError,
+)
 from controlplane.model.ids import FULL_BP, ChannelName, RegionName
 from controlplane.model.intents import Drain, Freeze, Intents, Override
 from controlplane.model.plan import Route
@@ -317,22 +322,25 @@ class AdminService(AdminReads):
         mutation: pb.Mutation = request.mutation
         self._check(mutation)
         fingerprint = request.SerializeToString(deterministic=True)
-        if not mutation.validate_only:
-            first = await self._intents.answered(mutation.request_id)
-            if first is not None:
-                # `apply` compares the fingerprint and refuses another request under the same id
-                done = await self._intents.apply(
-                    mutation.request_id, (), b"", fingerprint=fingerprint
-                )
-                return self._progress(pb.Operation.FromString(done.answer))
         for _ in range(RACES_MAX):
             try:
-                return await self._attempt(mutation, context, work_out, fingerprint)
+                first = await self._first_answer(mutation, fingerprint)
+                return first or await self._attempt(mutation, context, work_out, fingerprint)
             except RefusedError as error:
                 # somebody else's change came in between: look again, unless the caller minds
                 if error.rule != "etag" or mutation.etag:
                     raise
+            except AmbiguousError:
+                continue  # it may have happened: the record of the request tells
         raise UnavailableError("too many changes at once; repeat with the same request_id", 200)
+
+    async def _first_answer(self, mutation: pb.Mutation, fingerprint: bytes) -> pb.Operation | None:
+        """Return the answer this request got before, None when it is new."""
+        if mutation.validate_only or await self._intents.answered(mutation.request_id) is None:
+            return None
+        # `apply` compares the fingerprint and refuses another request under the same id
+        done = await self._intents.apply(mutation.request_id, (), b"", fingerprint=fingerprint)
+        return self._progress(pb.Operation.FromString(done.answer))
 
     async def _attempt(
         self,

@@ -92,6 +92,18 @@ class Credentials:
         return grpc.secure_channel(address, credentials, options)
 
 
+def local_credentials() -> Credentials | None:
+    """Return what a local topology with --tls gives its operator, None when there is none."""
+    tls = (local_topology() or {}).get("tls")
+    if not isinstance(tls, dict):
+        return None
+    return Credentials(
+        ca_file=Path(tls["ca_file"]),
+        cert_file=Path(tls["cert_file"]),
+        key_file=Path(tls["key_file"]),
+    )
+
+
 class Client:
     """Calls any replica; the next one when an attempt is refused or too slow."""
 

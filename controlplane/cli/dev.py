@@ -45,6 +45,9 @@ def dev(
         list[str] | None,
         typer.Option("--policy", help="KEY=VALUE of the policy to try; may be repeated."),
     ] = None,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Mutual TLS everywhere on gRPC, from a development CA.")
+    ] = False,
 ) -> None:
     """Run three regions on this machine: etcd, Redis, replicas, agents, gateways, Envoy, payments.
 
@@ -66,6 +69,7 @@ def dev(
         load_per_s=load,
         ports=ports,
         policy=parse_policy(policy or ()),
+        tls=tls,
     )
     raise typer.Exit(run(options))
 

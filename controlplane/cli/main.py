@@ -24,6 +24,7 @@ from controlplane.cli.client import (
     CallError,
     Client,
     Credentials,
+    local_credentials,
     servers,
 )
 from controlplane.cli.output import Format
@@ -51,7 +52,10 @@ class Options:
 
     def client(self) -> Client:
         """Return a client of the replicas asked for."""
-        return Client(servers(self.server), self.credentials)
+        credentials = self.credentials
+        if credentials.ca_file is None and self.server is None:
+            credentials = local_credentials() or credentials
+        return Client(servers(self.server), credentials)
 
 
 @app.callback()

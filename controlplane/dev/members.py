@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from controlplane.adapters.xds_bootstrap import envoy_bootstrap
+from controlplane.adapters.xds_bootstrap import TlsPaths, envoy_bootstrap
+from controlplane.dev.ca import SERVER_NAME
 from controlplane.dev.layout import Layout
 from controlplane.dev.process import Child, find_binary
 from controlplane.dev.servers import etcd_args, redis_args
-from controlplane.dev.settings import SERVICE_NAME, config_file
+from controlplane.dev.settings import DATAPLANE, SERVICE_NAME, authority, config_file
 
 SENTINEL_QUORUM = 2
 SENTINEL_DOWN_AFTER_MS = 2000
@@ -168,6 +169,18 @@ def _weir(layout: Layout, region: str, role: Role) -> Member:
     return Member(name=name, role=role, region=region, port=port, child=child)
 
 
+def _envoy_tls(layout: Layout) -> TlsPaths | None:
+    folder = authority(layout)
+    if not folder.exists():
+        return None
+    return TlsPaths(
+        ca_file=str(folder / "ca.pem"),
+        cert_file=str(folder / f"dataplane-{DATAPLANE}.pem"),
+        key_file=str(folder / f"dataplane-{DATAPLANE}.key"),
+        server_name=SERVER_NAME,
+    )
+
+
 def envoy(layout: Layout) -> Member:
     """Return the Envoy in front, which takes everything from any of the replicas over ADS."""
     bootstrap = envoy_bootstrap(
@@ -175,6 +188,7 @@ def envoy(layout: Layout) -> Member:
         listener_port=layout.ports["envoy/listener"],
         admin_port=layout.ports["envoy/admin"],
         node_id="weir-dev-envoy",
+        tls=_envoy_tls(layout),
     )
     path = layout.state_dir / "config" / "envoy.json"
     path.parent.mkdir(parents=True, exist_ok=True)

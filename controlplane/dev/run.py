@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 import sysconfig
@@ -24,6 +25,7 @@ from rich.live import Live
 
 from controlplane.clock import SystemClock
 from controlplane.dev import control, statedir, view
+from controlplane.dev.ca import DevelopmentCa
 from controlplane.dev.chaos import Chaos
 from controlplane.dev.cluster import Cluster
 from controlplane.dev.content import load_content
@@ -31,7 +33,7 @@ from controlplane.dev.layout import plan_layout
 from controlplane.dev.members import Role, State
 from controlplane.dev.observe import Observer
 from controlplane.dev.process import find_binary
-from controlplane.dev.settings import write_configs
+from controlplane.dev.settings import authority, write_configs
 from controlplane.dev.topology import describe, versions
 from controlplane.model.errors import WeirError
 
@@ -51,6 +53,7 @@ class Options:
     load_per_s: float
     ports: int | None
     policy: Mapping[str, Any] = field(default_factory=dict)
+    tls: bool = False
 
 
 class _Stop(Exception):  # noqa: N818 - not an error: it only ends the task group
@@ -64,7 +67,9 @@ def run(options: Options) -> int:
         find_binary(server)  # before anything is started
     with statedir.own(options.state_dir) as state_dir:
         layout = plan_layout(state_dir, load_content(), options.ports)
-        write_configs(layout, dict(options.policy))
+        shutil.rmtree(authority(layout), ignore_errors=True)  # of an earlier run
+        ca = DevelopmentCa(authority(layout), SystemClock()) if options.tls else None
+        write_configs(layout, dict(options.policy), ca)
         cluster = Cluster(layout, options.load_per_s)
         try:
             return uvloop.run(Session(cluster, options).run())

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from controlplane.config import load
+from controlplane.dev.ca import DevelopmentCa
 from controlplane.dev.content import DemoChannel, DemoRegion
 from controlplane.dev.layout import Layout
 from controlplane.model.errors import InvalidInputError
@@ -22,6 +23,9 @@ SERVICE_NAME = "weir"
 GRACE_S = 2
 """How long a replica may take to say goodbye; nobody waits for it here."""
 CONNECT_TIMEOUT_MS = 250
+OPERATOR = "local"
+DATAPLANE = "envoy"
+"""Names of the identities of whoever uses the CLI here, and of Envoy (with --tls)."""
 
 Json = dict[str, Any]
 
@@ -126,14 +130,33 @@ def parse_policy(pairs: Iterable[str]) -> Json:
     return policy
 
 
-def write_configs(layout: Layout, policy: Json) -> None:
-    """Write every file and read it back as the daemon would: a fault shows here, not in a log."""
+def authority(layout: Layout) -> Path:
+    """Return the folder of the development CA; it exists only with `--tls`."""
+    return layout.state_dir / "ca"
+
+
+def write_configs(layout: Layout, policy: Json, ca: DevelopmentCa | None = None) -> None:
+    """Write every file and read it back as the daemon would: a fault shows here, not in a log.
+
+    With a CA every daemon gets a certificate of its own, and the operator and Envoy theirs.
+    """
+    if ca is not None:
+        ca.issue("breakglass", OPERATOR)
+        ca.issue("dataplane", DATAPLANE)
     configs = {"weir": base_config(layout)}
     for region in layout.regions:
         configs[f"{region}-0"] = replica_config(layout, region)
         configs[f"{region}-agent-0"] = agent_config(layout, region)
     for name, config in configs.items():
         config["policy"] = policy
+        if ca is not None and "region" in config["cluster"]:
+            role = "replica" if "server" in config else "agent"
+            who = ca.issue(role, config["cluster"]["region"], config["cluster"]["id"])
+            config["tls"] = {
+                "ca_file": str(who.ca),
+                "cert_file": str(who.cert),
+                "key_file": str(who.key),
+            }
         path = config_file(layout, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(config, sort_keys=False))

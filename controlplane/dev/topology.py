@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from controlplane.dev.cluster import Cluster
 from controlplane.dev.members import Member, Role
 from controlplane.dev.process import find_binary
+from controlplane.dev.settings import OPERATOR, authority
 
 _VERSION = re.compile(rb"\d+\.\d+\.\d+")
 
@@ -38,7 +40,9 @@ def describe(cluster: Cluster, of_servers: dict[str, str], redis_primary: int) -
     layout = cluster.layout
     first = layout.regions[0]
     envoy = cluster.members["envoy"]
+    ca = authority(layout)
     return {
+        **({"tls": _operator(ca)} if ca.exists() else {}),
         "ready": True,
         "versions": of_servers,
         "etcd": layout.etcd_endpoints,
@@ -69,6 +73,15 @@ def describe(cluster: Cluster, of_servers: dict[str, str], redis_primary: int) -
         "ledgers": {region: str(layout.ledgers / f"{region}.jsonl") for region in layout.regions},
         "console": f"http://{layout.address(f'{first}-0/http')}/",
         "pid": os.getpid(),
+    }
+
+
+def _operator(ca: Path) -> dict[str, str]:
+    """Files with which the CLI speaks to the replicas (with --tls)."""
+    return {
+        "ca_file": str(ca / "ca.pem"),
+        "cert_file": str(ca / f"breakglass-{OPERATOR}.pem"),
+        "key_file": str(ca / f"breakglass-{OPERATOR}.key"),
     }
 
 

@@ -33,6 +33,7 @@ import structlog
 from controlplane.adapters import wire
 from controlplane.adapters.etcd_intents import EtcdIntents
 from controlplane.adapters.etcd_keys import Keys, number_of, pack_plan, unpack_plan
+from controlplane.adapters.etcd_links import NoSpaceError
 from controlplane.adapters.etcd_records import (
     EVENTS_PER_WRITE,
     FAILOVERS_PER_WRITE,
@@ -126,12 +127,23 @@ class EtcdPlanStore:
 
         Raises InvalidInputError when the plan in etcd may not be followed.
         """
-        reads = (await self._kv.txn((), (Get(key=self.keys.plan), Get(key=self.keys.state)))).reads
+        reads = await self._read_both()
         if not reads[0]:
             return None
         failovers = await self.failovers(FAILOVERS_READ)
         state = unpack_state(reads[1][0].value) if reads[1] else b""
         return replace(read_plan(reads[0][0]), state=state, failovers=tuple(failovers))
+
+    async def _read_both(self) -> Sequence[Sequence[KeyValue]]:
+        """Read plan and state at one revision; one after the other while etcd is full."""
+        keys = (self.keys.plan, self.keys.state)
+        try:
+            return (await self._kv.txn((), [Get(key=key) for key in keys])).reads
+        except NoSpaceError:
+            # a full etcd refuses every transaction, even one that only reads. Two reads do: who
+            # leads is alone to write, and a plan between them is refused at the next write
+            found = [await self._kv.get(key) for key in keys]
+            return [[kv] if kv else [] for kv in found]
 
     async def intents(self) -> Intents:
         """Return what operators asked for."""

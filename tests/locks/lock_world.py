@@ -31,7 +31,7 @@ from controlplane.locks.grant import Grant, Limits, Mode
 from controlplane.locks.guards import SqlDialect, SqlGuard
 from controlplane.locks.manager import LockManager
 from controlplane.locks.scripts import Script
-from controlplane.model.errors import RefusedError, UnavailableError, WeirError
+from controlplane.model.errors import AmbiguousError, RefusedError, UnavailableError, WeirError
 
 TTL_MS = 300
 LIMITS = Limits(
@@ -180,7 +180,7 @@ class Worker:
             turn += 1
             try:
                 await self._once(f"r{self.rng.randrange(self.names)}", f"{self.label}.{turn}")
-            except (UnavailableError, RefusedError) as error:
+            except (UnavailableError, AmbiguousError, RefusedError) as error:
                 self.refusals += 1
                 self.last = f"{time.perf_counter():.1f} {error!r}"
                 await asyncio.sleep(0.005)

@@ -51,12 +51,16 @@ async def test_a_clock_that_jumps_moves_no_token(folder: Path, lock_etcd: EtcdCl
 
 
 async def test_a_daemon_that_was_stopped_wakes_up_late(
-    folder: Path, lock_etcd: EtcdCluster, redis_server: RedisServer
+    request: pytest.FixtureRequest,
+    folder: Path,
+    lock_etcd: EtcdCluster,
+    redis_server: RedisServer,
 ) -> None:
     """SIGSTOP of a leading daemon with its holders, past every TTL, while Redis loses everything
     and another daemon goes on: what the sleeper does when it wakes breaks nothing."""
     prefix, stop = f"stopped-{folder.name[-8:]}", folder / "stop"
-    daemons = []
+    daemons: list[Child] = []
+    request.addfinalizer(lambda: [daemon.kill() for daemon in daemons])
     for seed in (1, 2):
         args = {
             "etcd": lock_etcd.endpoints, "redis": redis_server.port, "prefix": prefix,
@@ -72,7 +76,8 @@ async def test_a_daemon_that_was_stopped_wakes_up_late(
         goal = _beat(folder, seed) + more
         async with asyncio.timeout(60):
             while _beat(folder, seed) < goal:
-                assert all(daemon.alive for daemon in daemons), daemons[0].tail()
+                tails = "\n".join(daemon.tail() for daemon in daemons)
+                assert all(daemon.alive for daemon in daemons), tails
                 await asyncio.sleep(0.01)
 
     async with Lab(redis_server, lock_etcd, prefix) as lab:

@@ -55,10 +55,16 @@ def find_binary(name: str, *, hint: str = "") -> str:
 
     Raises MissingBinaryError with what to do.
     """
+    # a console script of this environment is a Python wrapper, whose child would outlive it; and
+    # `uv run` puts these scripts first on PATH, before the machine's own servers
+    scripts = Path(sysconfig.get_path("scripts"))
+    elsewhere = os.pathsep.join(
+        folder
+        for folder in os.environ.get("PATH", os.defpath).split(os.pathsep)
+        if folder and Path(folder) != scripts
+    )
     for candidate in _ALIASES.get(name, (name,)):
-        found = shutil.which(candidate)
-        # a console script of this environment is a Python wrapper, whose child would outlive it
-        if found and Path(found).parent != Path(sysconfig.get_path("scripts")):
+        if found := shutil.which(candidate, path=elsewhere):
             return found
     site = Path(sysconfig.get_path("purelib"))
     for relative in _WHEELS.get(name, ()):

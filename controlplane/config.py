@@ -25,6 +25,7 @@ from controlplane.model.dataplane import (
     ChannelTraffic,
     DataPlane,
     Endpoint,
+    Reaction,
     RegionEndpoints,
     Retry,
 )
@@ -155,6 +156,48 @@ class ChannelSection(Section):
         False, description="Whether a request with an idempotency key may be sent twice."
     )
     probe: ChannelProbe | None = Field(None, description="Synthetic probe of the channel.")
+
+
+class DataPlaneSection(Section):
+    """What Envoy does by itself, within a second, before the leader is sure; pushed through CDS.
+
+    Quick checks find a hung region soon and take a pause of the gateway (or of Envoy's own
+    machine) for one.
+    """
+
+    check_path: str = Field(
+        "/healthz", pattern=r"^/\S*$", description="Path that a region's endpoint answers with 200."
+    )
+    check_interval_ms: Ms = Field(200, description="Between two checks of an endpoint.")
+    check_timeout_ms: Ms = Field(200, description="Deadline of one check.")
+    check_fall: int = Field(2, ge=1, le=100, description="Failed checks until it is left.")
+    return_after_ms: Ms = Field(
+        3000, description="Unbroken health until it is used again; damps flapping."
+    )
+    eject_after_failures: int = Field(
+        3, ge=1, le=1000, description="Requests in a row without an answer until it is ejected."
+    )
+    ejection_ms: Ms = Field(1000, description="First ejection; grows with each.")
+    ejection_max_ms: Ms = Field(10_000, description="Longest ejection.")
+    stale_after_ms: Ms = Field(
+        2000, description="Silence of Weir after which a fail_closed channel stops."
+    )
+    max_requests: int = Field(
+        16_384, ge=1, le=1_000_000, description="Requests under way per channel and Envoy."
+    )
+
+    @model_validator(mode="after")
+    def _across(self) -> Self:
+        if self.ejection_max_ms < self.ejection_ms:
+            raise ValueError(
+                f"ejection_max_ms: {self.ejection_max_ms} must be at least ejection_ms "
+                f"({self.ejection_ms})"
+            )
+        return self
+
+    def reaction(self) -> Reaction:
+        """Build the reaction of every channel's cluster."""
+        return Reaction(**self.model_dump(exclude={"stale_after_ms", "max_requests"}))
 
 
 class CoordinationSection(Section):
@@ -317,6 +360,7 @@ class WeirConfig(BaseSettings):
     regions: dict[Name, RegionSection] = Field(min_length=1)
     channels: dict[Name, ChannelSection] = Field(min_length=1)
     policy: PolicySection = PolicySection()
+    data_plane: DataPlaneSection = DataPlaneSection()
     coordination: CoordinationSection
     locks: LocksSection = LocksSection()
     server: ServerSection = ServerSection()
@@ -409,7 +453,13 @@ class WeirConfig(BaseSettings):
             )
             for name, channel in sorted(self.channels.items())
         )
-        return DataPlane(regions=regions, channels=channels)
+        return DataPlane(
+            regions=regions,
+            channels=channels,
+            reaction=self.data_plane.reaction(),
+            stale_after_ms=self.data_plane.stale_after_ms,
+            max_requests=self.data_plane.max_requests,
+        )
 
     def replicas(self) -> dict[str, tuple[str, str]]:
         """Map every configured replica's id to (region, grpc address)."""

@@ -200,6 +200,8 @@ def _scalar(kind: str, inner: Schema) -> str:
         low = inner.get("minimum", inner.get("exclusiveMinimum", -1) + 1)
         return f"{low} to {inner['maximum']}" if "maximum" in inner else f"{kind} ≥ {low}"
     if "pattern" in inner:
+        if inner["pattern"].startswith("^/"):
+            return "URL path"
         return "host:port" if ":" in inner["pattern"] else "name"
     return "path" if inner.get("format") == "path" else kind
 

@@ -134,6 +134,10 @@ class DevRun:
             lambda: get_json(self.topology["payer"]["http"], "/stats"), "the payer answers"
         )
 
+    def unsuccessful(self) -> list[str]:
+        """What the payer wrote down of payments that did not succeed, oldest first."""
+        return (self.state_dir / "payer.jsonl").read_text().splitlines()
+
     def settled(self) -> bool:
         """Every process runs, every replica serves the same plan, every region is healthy, and the
         last payments all succeeded."""

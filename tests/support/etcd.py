@@ -24,6 +24,8 @@ from controlplane.dev.process import find_binary
 from controlplane.dev.servers import EtcdCluster, scratch_root
 from tests.support.replicas import Replicas
 
+CTL_S = 60
+"""How long etcdctl may take, in s: its own 5 s are too few on a busy machine."""
 _names = itertools.count(1)
 
 
@@ -93,9 +95,14 @@ def own_replicas(
 
 def etcdctl(endpoints: Sequence[str], *args: str) -> str:
     """Run etcdctl (API 3) and return what it printed."""
-    command = [find_binary("etcdctl"), f"--endpoints={','.join(endpoints)}", *args]
+    command = [
+        find_binary("etcdctl"), f"--endpoints={','.join(endpoints)}",
+        f"--command-timeout={CTL_S}s", f"--dial-timeout={CTL_S}s", *args,
+    ]  # fmt: skip
     env = {**os.environ, "ETCDCTL_API": "3"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=2 * CTL_S, check=False
+    )
     assert done.returncode == 0, f"{args}: {done.stderr}"
     return done.stdout
 

@@ -1,12 +1,13 @@
 """What a caller of the etcd client feels when the member it uses dies or hangs.
 
-    python bench/etcd_client.py [--runs 30] [--members 3]
+    python bench/etcd_client.py [--runs 30] [--members 3] [--only kill,stop] [--append FILE]
 
 One writer does a compare-and-swap every 5 ms, one watcher follows. In each run the member that both
 use is hit: kill -9 or SIGSTOP, once while it follows in raft (the client's own doing shows) and
 once while it leads raft (etcd's election comes on top). Prints one JSON line per scenario: longest
 gap between two acknowledged writes and between two watched events (median, p99, largest, in ms),
-failed writes, and events lost or repeated.
+failed writes, and events lost or repeated. `--append` adds the runs to a file that
+`bench/etcd_results.py` sums up.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
 import os
 import tempfile
 import time
@@ -22,6 +22,7 @@ from pathlib import Path
 
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
+from bench.etcd_results import record
 from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.etcd_links import EtcdOptions
 from controlplane.dev.servers import EtcdCluster, scratch_root
@@ -29,7 +30,9 @@ from controlplane.model.errors import WeirError
 from controlplane.ports import Compare, Put
 
 KEY = b"/bench"
-AFTER_S = 4.0
+BEFORE_S = 0.5
+AFTER_S = {"kill": 3.0, "stop": 4.0}
+"""How long traffic goes on after the fault: longer than any gap that was ever seen."""
 
 
 class Run:
@@ -86,8 +89,8 @@ async def one(cluster: EtcdCluster, fault: str, *, leads: bool) -> tuple[float, 
     kv._links._current = next(k for k in kv._links.all if k.endpoint == member.endpoint)  # noqa: SLF001
     run = Run(kv)
     watching = asyncio.ensure_future(run.watch(await kv.revision() + 1))
-    writing = asyncio.ensure_future(run.write(time.perf_counter() + 1 + AFTER_S))
-    await asyncio.sleep(1)
+    writing = asyncio.ensure_future(run.write(time.perf_counter() + BEFORE_S + AFTER_S[fault]))
+    await asyncio.sleep(BEFORE_S)
     (member.child.kill if fault == "kill" else member.child.pause)()
     await writing
     for _ in range(500):
@@ -108,36 +111,30 @@ async def one(cluster: EtcdCluster, fault: str, *, leads: bool) -> tuple[float, 
     return longest_ms(run.acked), longest_ms([at for at, _ in run.seen]), run.failed, wrong
 
 
-def figures(values: list[float]) -> dict[str, float]:
-    """Median, p99 and largest."""
-    ordered = sorted(values)
-    p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-    return {
-        "median": round(ordered[len(ordered) // 2]), "p99": round(p99), "max": round(ordered[-1])
-    }  # fmt: skip
-
-
 async def main() -> None:
     """Run every scenario."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--members", type=int, default=3)
+    parser.add_argument("--only", default="kill,stop")
+    parser.add_argument("--append", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=scratch_root(), prefix="weir-bench-") as name:
         cluster = EtcdCluster(Path(name), size=args.members).start()
         try:
-            for fault in ("kill", "stop"):
+            for fault in args.only.split(","):
                 for leads in (False, True):
                     done = [await one(cluster, fault, leads=leads) for _ in range(args.runs)]
-                    line = {
-                        "fault": fault, "member": "raft leader" if leads else "raft follower",
-                        "members": args.members, "runs": args.runs,
-                        "write_gap_ms": figures([d[0] for d in done]),
-                        "watch_gap_ms": figures([d[1] for d in done]),
-                        "failed_writes": sum(d[2] for d in done),
-                        "events_lost_or_repeated": sum(d[3] for d in done),
-                    }  # fmt: skip
-                    print(json.dumps(line), flush=True)
+                    part = {
+                        "what": f"{fault} of the raft {'leader' if leads else 'follower'}",
+                        "members": args.members,
+                        "gap": {"write": [d[0] for d in done], "watch": [d[1] for d in done]},
+                        "count": {
+                            "failed_writes": sum(d[2] for d in done),
+                            "events_lost_or_repeated": sum(d[3] for d in done),
+                        },
+                    }
+                    record(args.append, part)
         finally:
             cluster.stop()
 

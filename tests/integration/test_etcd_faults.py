@@ -170,7 +170,7 @@ async def proxies(own_etcd: EtcdCluster) -> AsyncIterator[list[Proxy]]:
 @pytest.fixture
 async def far_kv(proxies: list[Proxy]) -> AsyncIterator[EtcdClient]:
     """Return a client that reaches the members through the proxies only."""
-    options = EtcdOptions(attempt_ms=200, call_ms=3000, progress_ms=100, silence_ms=400)
+    options = EtcdOptions(attempt_ms=200, call_ms=20_000, progress_ms=100, silence_ms=400)
     client = await EtcdClient.connect([p.endpoint for p in proxies], options=options)
     yield client
     await client.aclose()
@@ -190,42 +190,58 @@ async def once(kv: EtcdClient, number: int) -> bool:
     return proxy_txn.succeeded
 
 
-async def lost_reply(proxies: list[Proxy], kv: EtcdClient) -> bool:
-    """Write once while the reply of the first try is lost; return what the client says."""
+async def lost_reply(own: EtcdClient, proxies: list[Proxy], kv: EtcdClient) -> bool:
+    """Write once while the replies of the first tries are lost; return what the client says."""
     await kv.get(KEY)
     compare = Compare(key=KEY, target="mod", op="==", operand=0)
-    proxy = used(proxies, kv)
-    proxy.lose_replies = True
-    result = await kv.txn([compare], [Put(key=KEY, value=b"mine")])
-    proxy.lose_replies = False
-    found = await kv.get(KEY)
-    assert found is not None, "the first try reached etcd"
+    for proxy in proxies:
+        proxy.lose_replies = True
+    writing = asyncio.ensure_future(kv.txn([compare], [Put(key=KEY, value=b"mine")]))
+    await happened(own)
+    for proxy in proxies:
+        proxy.lose_replies = False
+        proxy.cut()
+    result = await writing
+    found = await own.get(KEY)
+    assert found is not None
     assert (found.value, found.version) == (b"mine", 1)
     return result.succeeded
 
 
-async def test_a_lost_reply_is_not_a_lost_write(proxies: list[Proxy], far_kv: EtcdClient) -> None:
+async def happened(own: EtcdClient) -> None:
+    """Wait until somebody has written the key, although nobody was told."""
+    async with contextlib.aclosing(own.watch(KEY, 1)) as events:
+        await anext(events)
+
+
+async def test_a_lost_reply_is_not_a_lost_write(
+    own_kv: EtcdClient, proxies: list[Proxy], far_kv: EtcdClient
+) -> None:
     """The write happened, its answer did not come: tried again elsewhere, recognised as ours, told
     as the success it is, applied once."""
-    assert await lost_reply(proxies, far_kv) is True
+    assert await lost_reply(own_kv, proxies, far_kv) is True
 
 
 async def test_without_reading_back_a_success_is_told_as_failure(
-    proxies: list[Proxy], far_kv: EtcdClient, monkeypatch: pytest.MonkeyPatch
+    own_kv: EtcdClient,
+    proxies: list[Proxy],
+    far_kv: EtcdClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Mutation: without the look at whose value it is, the client denies a write that happened."""
     monkeypatch.setattr(etcd, "_was_ours", lambda *_: 0)
-    assert await lost_reply(proxies, far_kv) is False
+    assert await lost_reply(own_kv, proxies, far_kv) is False
 
 
 async def test_an_unguarded_write_is_never_repeated(
-    proxies: list[Proxy], far_kv: EtcdClient
+    own_kv: EtcdClient, proxies: list[Proxy], far_kv: EtcdClient
 ) -> None:
     """A plain put whose reply was lost says "ambiguous" at once and is not sent twice."""
     await far_kv.get(KEY)
     used(proxies, far_kv).lose_replies = True
     with pytest.raises(AmbiguousError):
         await far_kv.txn((), [Put(key=KEY, value=b"x")])
+    await happened(own_kv)
     found = await far_kv.get(KEY)
     assert found is not None
     assert found.version == 1
@@ -240,7 +256,7 @@ async def test_overwritten_before_it_could_be_read_is_ambiguous(
         proxy.lose_replies = True
     compare = Compare(key=KEY, target="mod", op="==", operand=0)
     writing = asyncio.ensure_future(far_kv.txn([compare], [Put(key=KEY, value=b"mine")]))
-    await anext(own_kv.watch(KEY, 1))  # the write has happened
+    await happened(own_kv)
     await own_kv.txn((), [Put(key=KEY, value=b"theirs")])
     for proxy in proxies:
         proxy.lose_replies = False
@@ -256,8 +272,7 @@ async def test_a_slow_member_is_left(proxies: list[Proxy], far_kv: EtcdClient) -
     slow.delay_ms = 400
     for number in range(10):
         assert await once(far_kv, number)
-    assert used(proxies, far_kv) is not slow
-    assert far_kv.stats.rotations == 1
+        assert used(proxies, far_kv) is not slow
 
 
 async def test_a_slow_cluster_is_waited_for(proxies: list[Proxy], far_kv: EtcdClient) -> None:

@@ -187,6 +187,7 @@ async def test_history_is_compacted_at_a_bounded_rate(
         await store.heartbeat(me, BEAT, None, (), [record])
     kept = await own_kv.revision()
     monkeypatch.setattr(planstore, "UPKEEP_MS", 0)
+    monkeypatch.setattr(planstore, "UPKEEP_PATIENCE_MS", 60_000)
     await store.heartbeat(me, BEAT)  # to where the first write stood
     await store.heartbeat(me, BEAT)  # to where the last one stood
     with pytest.raises(CompactedError):

@@ -6,6 +6,7 @@ that break members get their own (`own_etcd`).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -21,9 +22,14 @@ import pytest
 from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.etcd_links import EtcdOptions
 from controlplane.dev.process import find_binary
-from controlplane.dev.servers import EtcdCluster, scratch_root
-from tests.support.replicas import Replicas
+from controlplane.dev.servers import EtcdCluster, EtcdMember, scratch_root
+from controlplane.model.errors import WeirError
+from tests.support.replicas import Replicas, until
 
+CTL_S = 60
+"""How long etcdctl may take, in s: its own 5 s are too few on a busy machine."""
+PATIENT = EtcdOptions(attempt_ms=60_000, call_ms=60_000)
+"""For members that nobody breaks: a busy machine must not look like a failure."""
 _names = itertools.count(1)
 
 
@@ -60,7 +66,7 @@ def cluster_name() -> str:
 @pytest.fixture
 async def kv(shared_etcd: EtcdCluster) -> AsyncIterator[EtcdClient]:
     """Return a client of the shared members."""
-    client = await EtcdClient.connect(shared_etcd.endpoints)
+    client = await EtcdClient.connect(shared_etcd.endpoints, options=PATIENT)
     yield client
     await client.aclose()
 
@@ -91,11 +97,28 @@ def own_replicas(
     group.stop()
 
 
+async def raft_leader(cluster: EtcdCluster) -> EtcdMember:
+    """Return the member that leads raft, once one does."""
+
+    def found() -> EtcdMember | None:
+        with contextlib.suppress(WeirError):
+            return cluster.leader()
+        return None
+
+    member: EtcdMember = await until(found, "etcd elects")
+    return member
+
+
 def etcdctl(endpoints: Sequence[str], *args: str) -> str:
     """Run etcdctl (API 3) and return what it printed."""
-    command = [find_binary("etcdctl"), f"--endpoints={','.join(endpoints)}", *args]
+    command = [
+        find_binary("etcdctl"), f"--endpoints={','.join(endpoints)}",
+        f"--command-timeout={CTL_S}s", f"--dial-timeout={CTL_S}s", *args,
+    ]  # fmt: skip
     env = {**os.environ, "ETCDCTL_API": "3"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=2 * CTL_S, check=False
+    )
     assert done.returncode == 0, f"{args}: {done.stderr}"
     return done.stdout
 

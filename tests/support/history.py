@@ -27,6 +27,7 @@ from typing import Any
 from controlplane.adapters import wire
 from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.etcd_keys import Keys, number_of, unpack_plan
+from controlplane.model.errors import AmbiguousError, UnavailableError
 from controlplane.ports import Put, WatchEvent
 
 
@@ -34,7 +35,10 @@ async def read_history(kv: EtcdClient, cluster: str) -> list[WatchEvent]:
     """Read every change below the cluster's prefix since the beginning (or last compaction)."""
     root = Keys(cluster).root
     end = root + b"zz-end"
-    last = (await kv.txn((), [Put(key=end, value=b"")])).revision
+    last = 0
+    while not last:
+        with contextlib.suppress(AmbiguousError, UnavailableError):  # any later mark does as well
+            last = (await kv.txn((), [Put(key=end, value=b"")])).revision
     events: list[WatchEvent] = []
     async with contextlib.aclosing(kv.watch(root, 1)) as batches:
         async for batch in batches:
@@ -42,6 +46,12 @@ async def read_history(kv: EtcdClient, cluster: str) -> list[WatchEvent]:
             if batch[-1].mod_revision >= last:
                 return [event for event in events if event.key != end]
     raise AssertionError("a watch never ends by itself")
+
+
+def epochs(events: Iterable[WatchEvent], cluster: str) -> list[int]:
+    """Return the epochs of every plan ever committed, in the order of the revisions."""
+    plan = Keys(cluster).plan
+    return [int(unpack_plan(e.value)[0]) for e in events if e.key == plan and e.value is not None]
 
 
 @dataclass(slots=True)

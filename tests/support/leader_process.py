@@ -1,12 +1,12 @@
 """A replica reduced to what coordination needs: the real Elector and plan store, one plan a tick.
 
 Run as `python -m tests.support.leader_process JSON`; stdout gets one JSON line per thing done:
-{"at_ms", "op", "term", "epoch", "revision"}. `op` is elected, lost, try, ok, refused, unknown,
-stopping. Times are ms of CLOCK_BOOTTIME, comparable between the processes of one machine.
+{"at_ms", "op", "term", "epoch", "revision"}. `op` is elected, lost (it stepped back, whatever its
+last write said), try, ok, refused, unknown, stopping. Times are ms of CLOCK_BOOTTIME, comparable between the processes of one machine.
 
 Settings (JSON): endpoints, cluster, replica, region, rank, tick_ms, rules {…}, options {…},
 `stop_at`: number of the write before which the process stops itself (SIGSTOP) after it has looked
-at its leadership, `without`: protections to leave out (see `Unprotected`), `fresh`: do not load.
+at its leadership, `sleep_at`: the same before it looks, `without`: protections to leave out (see `Unprotected`), `fresh`: do not load.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class Replica:
         self.settings = settings
         self.clock = SystemClock()
         self.writes = 0
-        self.term = 0
+        self.slept = False
+        self.term = 0  # what it writes under; 0: load first
+        self.led = 0  # the term it believes to lead under
         self.epoch = 0
 
     async def run(self) -> None:
@@ -123,11 +125,15 @@ class Replica:
         """Tick while we lead, at once when we begin to."""
         tick_s = self.settings.get("tick_ms", 200) / 1000
         while True:
+            if self.writes + 1 == self.settings.get("sleep_at") and not self.slept:
+                self.slept = True
+                os.kill(os.getpid(), signal.SIGSTOP)
             if (leadership := elector.leadership) is not None:
+                self.led = leadership.term
                 await self.tick(leadership)
-            elif self.term:
-                say(self.clock, "lost", term=self.term)
-                self.term = 0
+            elif self.led:
+                say(self.clock, "lost", term=self.led)
+                self.term = self.led = 0
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(tick_s):
                     await elector.wait_change()

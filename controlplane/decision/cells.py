@@ -62,6 +62,7 @@ TILT_LATENCY_MOST: Final = 0.3
 
 Index = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
+Place = Index | slice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,35 +140,36 @@ def observe_cells(
     cell: Index = np.asarray(gains.cell, dtype=np.intp)
     traffic_good, traffic_bad = _column(gains.traffic_good), _column(gains.traffic_bad)
     traffic = traffic_good + traffic_bad > 0
-    traffic_ms = old["traffic_ms"].copy()
-    traffic_ms[cell[traffic]] = now_ms
-    real = now_ms - traffic_ms[cell] < TRAFFIC_RECENT_MS
+    place = _place(cell, old["rate"].size)
+    seen_ms = np.where(traffic, now_ms, old["traffic_ms"][place])
+    real = now_ms - seen_ms < TRAFFIC_RECENT_MS
     good = np.where(real, traffic_good, _column(gains.probe_good))
     bad = np.where(real, traffic_bad, _column(gains.probe_bad))
     calls = good + bad
-    slow, timed, buckets = _latency(gains, old["latency_base"], cell, policy.slow_factor)
+    slow, timed, buckets = _latency(gains, old["latency_base"], cell, place, policy.slow_factor)
     heard = ~real | traffic
     slow, timed, buckets = slow * heard, timed * heard, buckets * heard
-    rate = _smoothed_rate(old["rate"], cell, calls, passed_ms)
-    threshold = thresholds(rate[cell], policy.breaker_false_alarm_ms)
-    judged = judged_cells(world, state)[cell]
-    up, down = ratios(old["error_base"][cell])
-    error_sum = _cusum(old["error_sum"][cell], bad * up + good * down, threshold, judged)
-    up, down = ratios(old["slow_base"][cell])
+    rate = _smoothed_rate(old["rate"], place, calls, passed_ms)
+    threshold = thresholds(rate[place], policy.breaker_false_alarm_ms)
+    judged = judged_cells(world, state)[place]
+    up, down = ratios(old["error_base"][place])
+    error_sum = _cusum(old["error_sum"][place], bad * up + good * down, threshold, judged)
+    up, down = ratios(old["slow_base"][place])
     fast = np.maximum(0.0, timed - slow)
-    slow_sum = _cusum(old["slow_sum"][cell], slow * up + fast * down, threshold, judged)
-    columns = dict(old)
-    columns["traffic_ms"], columns["rate"] = traffic_ms, rate
+    slow_sum = _cusum(old["slow_sum"][place], slow * up + fast * down, threshold, judged)
     calm = judged & (np.maximum(error_sum, slow_sum) < CALM * threshold)
-    fresh = old["learned"][cell] < FIRST_CALLS
+    fresh = old["learned"][place] < FIRST_CALLS
     learn = judged & (calm | fresh) & (calls > 0)
-    changed: dict[str, Column] = {"error_sum": error_sum, "slow_sum": slow_sum}
-    changed |= _learned(old, cell, learn, calls, bad, timed, slow, buckets, rate)
-    changed |= _recent(old, cell, calls, bad, timed, buckets)
+    changed: dict[str, Column] = {
+        "traffic_ms": seen_ms,
+        "error_sum": error_sum,
+        "slow_sum": slow_sum,
+    }
+    changed |= _learned(old, place, learn, calls, bad, timed, slow, buckets, rate)
+    changed |= _recent(old, place, calls, bad, timed, buckets)
+    columns = {**old, "rate": rate}
     for name, values in changed.items():
-        column = old[name].copy()
-        column[cell] = values
-        columns[name] = column
+        columns[name] = _put(old[name], place, values)
     tripped = judged & ((error_sum >= threshold) | (slow_sum >= threshold))
     memory_state = State(
         memory=state.memory, regions=state.regions, channels=state.channels, columns=columns
@@ -229,43 +231,58 @@ def _column(values: object) -> Column:
     return np.asarray(values, dtype=np.float64)
 
 
+def _place(cell: Index, size: int) -> Place:
+    """Return where `cell` lies in a column: views when every cell gained, gathered copies else."""
+    return slice(None) if cell.size == size else cell
+
+
+def _put(column: Column, place: Place, values: Column) -> Column:
+    if isinstance(place, slice):
+        return values
+    column = column.copy()
+    column[place] = values
+    return column
+
+
 def _cusum(total: Column, gain: Column, threshold: Column, judged: Mask) -> Column:
     risen = np.minimum(np.maximum(0.0, total + gain), threshold + BEYOND)
     return np.where(judged, risen, 0.0)
 
 
 def _latency(
-    gains: Gains, base: Column, cell: Index, slow_factor: int
+    gains: Gains, base: Column, cell: Index, place: Place, slow_factor: int
 ) -> tuple[Column, Column, Column]:
     """Slow calls, timed calls and the sum of bucket numbers, for each of `cell`."""
     if len(gains.latency_cell) == 0:
         nothing = np.zeros(cell.size)
         return nothing, nothing, nothing
-    place = np.searchsorted(cell, np.asarray(gains.latency_cell, dtype=np.intp))
+    at = np.asarray(gains.latency_cell, dtype=np.intp)
+    if not isinstance(place, slice):
+        at = np.searchsorted(cell, at)
     bucket, count = _column(gains.latency_bucket), _column(gains.latency_count)
-    limit = base[cell] + BUCKETS_PER_DOUBLING * math.log2(slow_factor)
-    slow = np.where(bucket > limit[place], count, 0.0)
+    limit = base[place] + BUCKETS_PER_DOUBLING * math.log2(slow_factor)
+    slow = np.where(bucket > limit[at], count, 0.0)
     size = cell.size
     return (
-        _column(np.bincount(place, weights=slow, minlength=size)),
-        _column(np.bincount(place, weights=count, minlength=size)),
-        _column(np.bincount(place, weights=bucket * count, minlength=size)),
+        _column(np.bincount(at, weights=slow, minlength=size)),
+        _column(np.bincount(at, weights=count, minlength=size)),
+        _column(np.bincount(at, weights=bucket * count, minlength=size)),
     )
 
 
-def _smoothed_rate(rate: Column, cell: Index, calls: Column, passed_ms: int) -> Column:
+def _smoothed_rate(rate: Column, place: Place, calls: Column, passed_ms: int) -> Column:
     """Return calls a second, smoothed over RATE_S."""
     if passed_ms <= 0:
         return rate
     keep = math.exp(-passed_ms / 1000.0 / RATE_S)
     smooth = rate * keep
-    smooth[cell] += calls * ((1.0 - keep) / (passed_ms / 1000.0))
+    smooth[place] += calls * ((1.0 - keep) / (passed_ms / 1000.0))
     return smooth
 
 
 def _learned(  # noqa: PLR0917 - columns of one table, in its order
     old: Mapping[str, Column],
-    cell: Index,
+    place: Place,
     learn: Mask,
     calls: Column,
     bad: Column,
@@ -274,16 +291,16 @@ def _learned(  # noqa: PLR0917 - columns of one table, in its order
     buckets: Column,
     rate: Column,
 ) -> dict[str, Column]:
-    known = old["learned"][cell]
-    most = np.maximum(float(LEARN_CALLS), LEARN_S * rate[cell])
+    known = old["learned"][place]
+    most = np.maximum(float(LEARN_CALLS), LEARN_S * rate[place])
     counted = np.where(learn, calls, 0.0)
     weight = counted / (np.maximum(known, FIRST_CALLS) + calls)
-    error_base = old["error_base"][cell]
+    error_base = old["error_base"][place]
     error = bad / np.maximum(calls, 1.0)
     has_time = learn & (timed > 0)
     timed_safe = np.maximum(timed, 1.0)
     time_weight = np.where(has_time, weight, 0.0)
-    slow_base, latency_base = old["slow_base"][cell], old["latency_base"][cell]
+    slow_base, latency_base = old["slow_base"][place], old["latency_base"][place]
     return {
         "learned": np.minimum(known + counted, most),
         "error_base": np.clip(error_base + weight * (error - error_base), 0.0, BASE_MOST),
@@ -296,18 +313,18 @@ def _learned(  # noqa: PLR0917 - columns of one table, in its order
 
 def _recent(
     old: Mapping[str, Column],
-    cell: Index,
+    place: Place,
     calls: Column,
     bad: Column,
     timed: Column,
     buckets: Column,
 ) -> dict[str, Column]:
     keep = np.exp(-calls / RECENT_CALLS)
-    recent = old["recent_calls"][cell]
-    mean = old["recent_latency"][cell] / np.maximum(recent, 1e-9)
+    recent = old["recent_calls"][place]
+    mean = old["recent_latency"][place] / np.maximum(recent, 1e-9)
     heard = np.where(timed > 0, buckets / np.maximum(timed, 1.0), mean)
     return {
         "recent_calls": recent * keep + calls,
-        "recent_errors": old["recent_errors"][cell] * keep + bad,
-        "recent_latency": old["recent_latency"][cell] * keep + heard * calls,
+        "recent_errors": old["recent_errors"][place] * keep + bad,
+        "recent_latency": old["recent_latency"][place] * keep + heard * calls,
     }

@@ -14,7 +14,7 @@ Panic is the same for all channels at once: no region is available at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ from controlplane.model.plan import Breaker, Phase, Route
 
 Table = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+Named = tuple[tuple[RegionName, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,41 +241,47 @@ def _override(world: World, share: Table, limits: Constraints, intents: Intents)
 
 def build_routes(
     world: World,
-    memory: Memory,
     previous: tuple[Route, ...],
     weights: Weights,
     changed: Mask,
-    reasons: Mapping[ChannelName, tuple[str, ...]] | None,
+    reasons: Sequence[tuple[str, ...]] | None,
 ) -> tuple[Route, ...]:
     """Return the routes; those whose column did not change keep their object.
 
-    `reasons` is None while the situation is the same: then old reasons hold.
+    `reasons`, one entry a channel, is None while the situation is the same: then old ones hold.
     """
-    old = {route.channel: route for route in previous}
-    table = weights.weight.T.astype(np.int64).tolist()
+    # one list a region: a list for every channel would keep the garbage collector busy
+    rows = zip(*(row.astype(np.int64).tolist() for row in weights.weight), strict=True)
     shed = weights.shed.astype(np.int64).tolist()
     index = world.region_index
+    kept = _in_order(world, previous)
+    # most channels share their weights with many others: equal ones are one object
+    shared: dict[tuple[tuple[RegionName, ...], tuple[int, ...]], Named] = {}
     out: list[Route] = []
-    flags = changed.tolist()
-    for c, channel in enumerate(world.topology.channels):
-        held = old.get(channel.name)
-        why = held.reasons if held is not None else ()
-        if reasons is not None:
-            why = reasons.get(channel.name, why)
-        if held is not None and not flags[c] and why == held.reasons and held.shed_bp == shed[c]:
+    if reasons is None:
+        reasons = [() if held is None else held.reasons for held in kept]
+    for channel, held, changes, row, shed_bp, serving, why in zip(
+        world.channels, kept, changed.tolist(), rows, shed, world.serving, reasons, strict=True
+    ):
+        if held is not None and not changes and held.shed_bp == shed_bp and why == held.reasons:
             out.append(held)
             continue
-        row = table[c]
-        out.append(
-            Route(
-                channel=channel.name,
-                weights=tuple((name, row[index[name]]) for name in world.serving[c]),
-                shed_bp=shed[c],
-                reasons=why,
-            )
-        )
-    del memory
+        key = (serving, row)
+        named = shared.get(key)
+        if named is None:
+            named = shared[key] = tuple((name, row[index[name]]) for name in serving)
+        out.append(Route(channel=channel, weights=named, shed_bp=shed_bp, reasons=why))
     return tuple(out)
+
+
+def _in_order(world: World, routes: tuple[Route, ...]) -> Sequence[Route | None]:
+    """Return the routes in the order of the topology's channels; None where there is none yet."""
+    if len(routes) == len(world.channels) and all(
+        route.channel == name for route, name in zip(routes, world.channels, strict=True)
+    ):
+        return routes
+    old = {route.channel: route for route in routes}
+    return [old.get(name) for name in world.channels]
 
 
 def closed_by(memory: Memory, region: RegionName, channel: ChannelName) -> BreakerMemory | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from controlplane.decision.planning import Constraints, Weights, closed_by
 from controlplane.decision.state import Memory, State
 from controlplane.decision.world import World
-from controlplane.model.ids import FULL_BP, ChannelName, RegionName
+from controlplane.model.ids import FULL_BP, RegionName
 from controlplane.model.intents import Intents
 from controlplane.model.plan import Breaker, Phase
 
@@ -21,21 +21,17 @@ def reasons(
     limits: Constraints,
     intents: Intents,
     weights: Weights,
-) -> dict[ChannelName, tuple[str, ...]]:
-    """Return the reasons of every channel, most important first."""
+) -> list[tuple[str, ...]]:
+    """Return the reasons of every channel in the topology's order, most important first."""
     shared = {name: _region_reason(memory, limits, name) for name in world.region_index}
     plain: dict[tuple[RegionName, ...], tuple[str, ...]] = {}
     special = _special_channels(world, state, memory, intents, weights)
-    out: dict[ChannelName, tuple[str, ...]] = {}
-    for c, channel in enumerate(world.topology.channels):
-        serving = world.serving[c]
+    for serving in world.serving:
         if serving not in plain:
             plain[serving] = _plain(world, limits, serving, shared)
-        if c in special:
-            first = _special(world, state, memory, limits, intents, weights, c)
-            out[channel.name] = (*first, *plain[serving])
-        else:
-            out[channel.name] = plain[serving]
+    out = [plain[serving] for serving in world.serving]
+    for c in sorted(special):
+        out[c] = (*_special(world, state, memory, limits, intents, weights, c), *out[c])
     return out
 
 

@@ -21,6 +21,7 @@ left.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Final
 
 import numpy as np
@@ -42,6 +43,7 @@ from controlplane.model.plan import (
     FailoverRecord,
     Plan,
     RegionStatus,
+    Route,
     Severity,
 )
 from controlplane.model.topology import Policy, Topology
@@ -180,8 +182,8 @@ def _plan(
         weights = planning.weigh(world, state, memory, limits, intents)
         changed = (weights.weight != state.columns["weight"].reshape(shape)).any(axis=0)
         why = None if same else reasons(world, state, memory, limits, intents, weights)
-        _shed_events(world, routes, weights, events)
-        routes = planning.build_routes(world, memory, routes, weights, changed, why)
+        _shed_events(routes, weights, events)
+        routes = planning.build_routes(world, routes, weights, changed, why)
         columns = dict(state.columns)
         columns["weight"] = weights.weight.reshape(-1)
         if not limits.panic and not weights.orphans.any():
@@ -214,7 +216,7 @@ def _plan(
 def _numbered(
     memory: Memory,
     plan: Plan | None,
-    routes: tuple[object, ...],
+    routes: tuple[Route, ...],
     regions: tuple[RegionStatus, ...],
     breakers: tuple[BreakerStatus, ...],
     frozen: bool,
@@ -247,7 +249,7 @@ def _numbered(
     plan = Plan(
         epoch=epoch,
         decided_at_ms=memory.now_ms,
-        routes=routes,  # type: ignore[arg-type]
+        routes=routes,
         regions=regions,
         breakers=breakers,
         frozen=frozen,
@@ -281,14 +283,11 @@ def _breakers(world: World, memory: Memory, plan: Plan | None) -> tuple[BreakerS
     return held if out is None else tuple(out)
 
 
-def _shed_events(
-    world: World, routes: tuple[object, ...], weights: planning.Weights, events: list[Event]
-) -> None:
-    before = max((getattr(route, "shed_bp", 0) for route in routes), default=0)
+def _shed_events(routes: tuple[Route, ...], weights: planning.Weights, events: list[Event]) -> None:
+    before = any(map(attrgetter("shed_bp"), routes))
     after = int(np.max(weights.shed, initial=0))
-    if (after > 0) == (before > 0):
+    if (after > 0) == before:
         return
-    del world
     if after:
         text = f"capacity is short: up to {after / 100:g} % of the load must be shed"
         events.append(

@@ -35,9 +35,10 @@ STRETCH_TICKS: Final = 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
-    """One tick of a run: virtual time, what was decided, and who led."""
+    """One tick of a run: virtual time, what was known, what was decided, and who led."""
 
     at_ms: int
+    evidence: Evidence
     step: Step
     leader: RegionName
 
@@ -170,7 +171,7 @@ class Simulation:
                 raise Alarm(f"at {at_ms} ms: {violations[0]}")
             self.previous = plan
         self._epochs = [*self._epochs[-2:], plan.epoch]
-        return Tick(at_ms=at_ms, step=decided, leader=self.names[leader.region])
+        return Tick(at_ms=at_ms, evidence=evidence, step=decided, leader=self.names[leader.region])
 
     def _dead(self, region: int, at_ms: int) -> bool:
         name = self.names[region]

@@ -65,6 +65,10 @@ REMEMBERED_MAX: Final = 4096
 REFUSE_S: Final = 1.0
 """How long a refused peer may take to hear why."""
 
+SECOND_LOOK_MS: Final = 100
+"""A write found overdue is ended only if it still is after this: it may be this replica that was
+paused, with the news of a completed write still unread."""
+
 
 class Machine(Protocol):
     """What the server needs of a stream's state; see `xds_stream` and `xds_delta`."""
@@ -114,6 +118,7 @@ class _Session:
     refreshes: int = 0
     waiting_since_ms: int | None = None
     writing_since_ms: int | None = None
+    overdue: bool = False
     slow: bool = False
     kind: str = ""
     ended: bool = False
@@ -404,7 +409,7 @@ class AdsService:
                 f" {self._limits.write_timeout_ms} ms; reconnect",
             ) from None
         finally:
-            session.writing_since_ms = None
+            session.writing_since_ms, session.overdue = None, False
         self._metrics.pushed(SHORT[message.type_url], len(message.payload))
 
     def _watch_writes(self, after_ms: int) -> None:
@@ -414,18 +419,20 @@ class AdsService:
     def _drop_slow(self) -> None:
         """End the writes that take too long; come back when the next one might."""
         now_ms, limit_ms = self._clock.monotonic_ms(), self._limits.write_timeout_ms
-        self._watch, oldest_ms = None, -1
+        self._watch, next_ms = None, limit_ms + 1
         for session in self._sessions:
             if session.writing_since_ms is None or session.slow:
                 continue
-            age_ms = now_ms - session.writing_since_ms
-            if age_ms >= limit_ms:
+            left_ms = session.writing_since_ms + limit_ms - now_ms
+            if left_ms > 0:
+                next_ms = min(next_ms, left_ms)
+            elif session.overdue:
                 session.slow = True
                 session.task.cancel()
             else:
-                oldest_ms = max(oldest_ms, age_ms)
-        if oldest_ms >= 0:
-            self._watch_writes(limit_ms - oldest_ms)
+                session.overdue, next_ms = True, min(next_ms, SECOND_LOOK_MS)
+        if next_ms <= limit_ms or next_ms == SECOND_LOOK_MS:
+            self._watch_writes(next_ms)
 
     def _event(self, kind: str, message: str, severity: Severity = Severity.WARNING) -> None:
         self._on_event(Event(kind=kind, message=message, severity=severity))

@@ -5,13 +5,15 @@
 The server is a process of its own; the clients are raw gRPC streams that acknowledge like Envoy, in
 this process. Printed: server CPU a subscriber and push (write and ACK), time from `publish` until
 the last client has received it (p50, p99, max over pushes; both processes read the same clock),
-resident memory a stream.
+resident memory a stream. Beside each figure stands that of a bare grpc.aio server that writes the
+same bytes and reads the answers without a look: what nobody can do without.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import resource
@@ -23,11 +25,12 @@ from typing import Any
 import grpc.aio
 import uvloop
 from envoy.config.core.v3 import base_pb2
-from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
+from envoy.service.discovery.v3 import discovery_pb2
 
 from controlplane.adapters.xds_admission import AdsLimits, NoMetrics
 from controlplane.adapters.xds_ads import (
     ADS_SERVER_OPTIONS,
+    SERVICE,
     AdsService,
 )
 from controlplane.adapters.xds_resources import EDS, cluster_name
@@ -36,6 +39,7 @@ from controlplane.clock import SystemClock
 from controlplane.model.dataplane import ChannelTraffic, DataPlane, Endpoint, RegionEndpoints
 from controlplane.model.ids import ChannelName, Epoch, RegionName
 from controlplane.model.plan import Plan, Route
+from controlplane.runtime.supervisor import spawn
 
 REGIONS = ("east", "north", "south")
 STREAMS_A_LINK = 50
@@ -87,7 +91,50 @@ class Acks(NoMetrics):
         self.count += 1
 
 
-async def serve(channels: int) -> None:
+class Bare:
+    """The least that grpc.aio can do: the same bytes to every stream, whatever it answers.
+
+    What this costs nobody can save: it is printed beside our figures as the limit.
+    """
+
+    def __init__(self, acks: Acks) -> None:
+        self._acks, self._body = acks, b""
+        self._wakes: set[asyncio.Event] = set()
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add the service."""
+        handler = grpc.stream_stream_rpc_method_handler(self.stream)
+        handlers = {"StreamAggregatedResources": handler}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Send an epoch to all."""
+        self._body = snapshot.envoy.types[EDS].body(None) + b"\x2a\x011"
+        for wake in self._wakes:
+            wake.set()
+
+    async def stream(self, _requests: Any, context: Any) -> None:
+        """Serve one stream."""
+        wake = asyncio.Event()
+        await context.read()
+        await context.write(self._body)
+        self._wakes.add(wake)
+        reading = spawn(self._read(context), "bare reader")
+        try:
+            while not reading.done():
+                await wake.wait()
+                wake.clear()
+                await context.write(self._body)
+        finally:
+            self._wakes.discard(wake)
+            reading.cancel()
+
+    async def _read(self, context: Any) -> None:
+        while await context.read() is not grpc.aio.EOF:
+            self._acks.count += 1
+
+
+async def serve(channels: int, *, bare: bool) -> None:
     """Server process: answers lines on stdin (`publish N`, `stat`) with one line of JSON each."""
     dataplane = DataPlane(
         regions=tuple(
@@ -99,11 +146,9 @@ async def serve(channels: int) -> None:
         channels=tuple(ChannelTraffic(name=ChannelName(name)) for name in names(channels)),
     )
     acks = Acks()
-    ads = AdsService(
-        clock=SystemClock(),
-        limits=AdsLimits(admit_per_s=100_000, admit_burst=100_000),
-        metrics=acks,
-    )
+    limits = AdsLimits(admit_per_s=100_000, admit_burst=100_000)
+    service = AdsService(clock=SystemClock(), limits=limits, metrics=acks)
+    ads: Bare | AdsService = Bare(acks) if bare else service
     server = grpc.aio.server(options=ADS_SERVER_OPTIONS)
     ads.register(server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -126,34 +171,43 @@ async def serve(channels: int) -> None:
 
 
 class Clients:
-    """All streams; `received` counts responses of the current epoch."""
+    """All streams. They work on bytes: a thousand Python clients on the other core must not be
+    what is measured."""
 
     def __init__(self, count: int, channels: int) -> None:
         self.count, self.wanted = count, [cluster_name(name) for name in names(channels)]
-        self.epoch, self.received, self.at_ns = 1, 0, list[int]()
+        self.at_ns = list[int]()
         self.all = asyncio.Event()
+        self._answers: dict[bytes, bytes] = {}
 
     async def run(self, link: grpc.aio.Channel, number: int) -> None:
         """One stream: subscribe, acknowledge everything."""
-        call = ads_pb2_grpc.AggregatedDiscoveryServiceStub(link).StreamAggregatedResources()
+        call = link.stream_stream(f"/{SERVICE}/StreamAggregatedResources")()
         request = discovery_pb2.DiscoveryRequest(
             node=base_pb2.Node(id=f"n{number}", user_agent_name="envoy"),
             type_url=EDS,
             resource_names=self.wanted,
         )
-        await call.write(request)
+        await call.write(request.SerializeToString())
         while (response := await call.read()) is not grpc.aio.EOF:
             self.at_ns.append(time.perf_counter_ns())
             if len(self.at_ns) == self.count:
                 self.all.set()
-            await call.write(
-                discovery_pb2.DiscoveryRequest(
-                    type_url=EDS,
-                    resource_names=self.wanted,
-                    version_info=response.version_info,
-                    response_nonce=response.nonce,
-                )
-            )
+            await call.write(self.answer(response))
+
+    def answer(self, response: bytes) -> bytes:
+        """Return the ACK; every stream gets the same bytes in a push, so it is made once."""
+        made = self._answers.get(response)
+        if made is None:
+            read = discovery_pb2.DiscoveryResponse.FromString(response)
+            made = discovery_pb2.DiscoveryRequest(
+                type_url=EDS,
+                resource_names=self.wanted,
+                version_info=read.version_info,
+                response_nonce=read.nonce,
+            ).SerializeToString()
+            self._answers = {response: made}
+        return made
 
     async def wait(self) -> list[int]:
         """Wait for one response on every stream; return their times."""
@@ -169,10 +223,10 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-async def measure(streams: int, pushes: int, channels: int) -> dict[str, float]:
+async def measure(streams: int, pushes: int, channels: int, *kind: str) -> dict[str, float]:
     """Run both sides; return the figures."""
     server = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.xds_streams", "--serve", "--channels", str(channels),
+        sys.executable, "-m", "bench.xds_streams", "--serve", *kind, "--channels", str(channels),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert server.stdin
@@ -200,23 +254,25 @@ async def measure(streams: int, pushes: int, channels: int) -> dict[str, float]:
         await settled(say, streams)
         full = await say("stat")
         latencies: list[list[float]] = []
-        cpu = full["cpu_s"]
+        cpu = [(await say("stat"))["cpu_s"]]
         for epoch in range(2, pushes + 2):
             sent = await say(f"publish {epoch}")
             found = await clients.wait()
             latencies.append([(at - sent["at_ns"]) / 1e6 for at in found])
             await settled(say, streams * epoch)
-        done = await say("stat")
+            cpu.append((await say("stat"))["cpu_s"])
         for task in running:
             task.cancel()
     server.kill()
     await server.wait()
+    costs = [(b - a) / streams * 1e6 for a, b in itertools.pairwise(cpu)]
     last = [max(row) for row in latencies]
     every = [value for row in latencies for value in row]
     return {
         "streams": streams,
         "pushes": pushes,
-        "server_cpu_us_a_subscriber_and_push": (done["cpu_s"] - cpu) / pushes / streams * 1e6,
+        "server_cpu_us_a_subscriber_and_push_p50": percentile(costs, 0.5),
+        "server_cpu_us_a_subscriber_and_push_max": max(costs),
         "received_p50_ms": percentile(every, 0.5),
         "received_p99_ms": percentile(every, 0.99),
         "all_received_p50_ms": percentile(last, 0.5),
@@ -241,12 +297,23 @@ def main() -> None:
     parser.add_argument("--pushes", type=int, default=20)
     parser.add_argument("--channels", type=int, default=4)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        uvloop.run(serve(options.channels))
+        uvloop.run(serve(options.channels, bare=options.bare))
         return
-    figures = uvloop.run(measure(options.streams, options.pushes, options.channels))
-    print(json.dumps({name: round(value, 2) for name, value in figures.items()}, indent=2))
+    arguments = (options.streams, options.pushes, options.channels)
+    weir, bare = (uvloop.run(measure(*arguments, *kind)) for kind in ((), ("--bare",)))
+    rows = {
+        name: {
+            "weir": round(value, 2),
+            "bare_grpc": round(bare[name], 2),
+            "ratio": round(value / bare[name], 2),
+        }
+        for name, value in weir.items()
+        if name not in {"streams", "pushes"}
+    }
+    print(json.dumps({"streams": options.streams, "pushes": options.pushes, **rows}, indent=2))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ Rules
   the plan is still in force (`confirm`); each confirmation renews their endpoints at the data
   planes. Without it they are closed here too. All other channels fail open, for ever.
 - New streams are admitted at a bounded rate and number, so that a restart herd is spread out.
-- A subscriber that does not take a message within `write_timeout_ms` is dropped with a reason.
+- A subscriber that does not take a message within `write_timeout_ms` is dropped with a reason. One
+  timer watches all writes: a timer for each would cost as much as the protocol does.
 
 Failure modes. A half-open connection is noticed by the server's keep-alive (`ADS_SERVER_OPTIONS`);
 until then its subscriber counts as live, with an age that grows as soon as a push is unanswered.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
@@ -63,6 +64,10 @@ REMEMBERED_MAX: Final = 4096
 
 REFUSE_S: Final = 1.0
 """How long a refused peer may take to hear why."""
+
+SECOND_LOOK_MS: Final = 100
+"""A write found overdue is ended only if it still is after this: it may be this replica that was
+paused, with the news of a completed write still unread."""
 
 
 class Machine(Protocol):
@@ -108,9 +113,14 @@ class _Session:
     """One open stream."""
 
     machine: Machine
+    task: asyncio.Task[Any]
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     refreshes: int = 0
     waiting_since_ms: int | None = None
+    writing_since_ms: int | None = None
+    overdue: bool = False
+    slow: bool = False
+    kind: str = ""
     ended: bool = False
 
 
@@ -131,8 +141,11 @@ class AdsService:
         self._on_event = on_event or _log_event
         self._admission = Admission(clock, self._limits.admit_per_s, self._limits.admit_burst)
         self._sessions: set[_Session] = set()
+        self._kinds: Counter[str] = Counter()
+        self._watch: asyncio.TimerHandle | None = None
         self._departed: OrderedDict[str, tuple[Subscriber, int]] = OrderedDict()
         self._snapshot: Snapshot | None = None
+        self._viewed: View | None = None
         self._confirmed_ms: int | None = None
         self._refreshes = 0
 
@@ -181,6 +194,13 @@ class AdsService:
                 self._event("xds_unconfirmed", "no confirmation: fail-closed channels stop here")
                 self._wake_all()
             served = self.confirmed
+
+    def _view(self, snapshot: Snapshot) -> View:
+        """Return what streams may be sent now, one object for all of them."""
+        view, confirmed = self._viewed, self.confirmed
+        if view is None or view.snapshot is not snapshot or view.confirmed is not confirmed:
+            view = self._viewed = View(snapshot, confirmed)
+        return view
 
     def _wake_all(self) -> None:
         for session in self._sessions:
@@ -276,7 +296,9 @@ class AdsService:
                 "admission",
                 f"more than {self._limits.admit_per_s} new streams a second; try again",
             )
-        session = _Session(machine, refreshes=self._refreshes)
+        task = asyncio.current_task()
+        assert task is not None
+        session = _Session(machine, task, refreshes=self._refreshes)
         self._sessions.add(session)
         error: _DropError | None = None
         try:
@@ -311,11 +333,12 @@ class AdsService:
             self._departed.move_to_end(subscriber.name)
             while len(self._departed) > REMEMBERED_MAX:
                 self._departed.popitem(last=False)
-        self._count(session.machine.peer.kind)
+        if session.kind:
+            self._count(session.kind, -1)
 
-    def _count(self, kind: str) -> None:
-        count = sum(session.machine.peer.kind == kind for session in self._sessions)
-        self._metrics.streams(kind, count)
+    def _count(self, kind: str, change: int) -> None:
+        self._kinds[kind] += change
+        self._metrics.streams(kind, self._kinds[kind])
 
     async def _read(self, session: _Session, context: Any) -> None:
         machine = session.machine
@@ -325,13 +348,13 @@ class AdsService:
                 session.ended = True
                 session.wake.set()
                 return
-            named = bool(machine.peer.name)
             try:
                 receipt, type_url = machine.receive(request)
             except InvalidInputError as error:
                 raise _DropError(grpc.StatusCode.INVALID_ARGUMENT, "invalid", str(error)) from error
-            if not named:
-                self._count(machine.peer.kind)
+            if not session.kind:
+                session.kind = machine.peer.kind
+                self._count(session.kind, 1)
             self._note(session, receipt, type_url)
             if machine.asked:
                 session.wake.set()
@@ -358,7 +381,7 @@ class AdsService:
             snapshot = self._snapshot
             if snapshot is None:
                 continue
-            view = View(snapshot, self.confirmed)
+            view = self._view(snapshot)
             out = session.machine.due(view)
             if session.refreshes != self._refreshes:
                 session.refreshes = self._refreshes
@@ -367,19 +390,49 @@ class AdsService:
                 await self._send(session, context, message)
 
     async def _send(self, session: _Session, context: Any, message: Outgoing) -> None:
-        if session.machine.waiting and session.waiting_since_ms is None:
-            session.waiting_since_ms = self._clock.monotonic_ms()
+        now_ms = self._clock.monotonic_ms()
+        if session.waiting_since_ms is None and session.machine.waiting:
+            session.waiting_since_ms = now_ms
+        session.writing_since_ms = now_ms
+        if self._watch is None:
+            self._watch_writes(self._limits.write_timeout_ms)
+        cancelling = session.task.cancelling()
         try:
-            async with asyncio.timeout(self._limits.write_timeout_ms / 1000):
-                await context.write(message.payload)
-        except TimeoutError:
+            await context.write(message.payload)
+        except asyncio.CancelledError:
+            if not session.slow or session.task.uncancel() > cancelling:
+                raise
             raise _DropError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "slow",
                 f"{session.machine.peer.name}: took no message for"
                 f" {self._limits.write_timeout_ms} ms; reconnect",
             ) from None
+        finally:
+            session.writing_since_ms, session.overdue = None, False
         self._metrics.pushed(SHORT[message.type_url], len(message.payload))
+
+    def _watch_writes(self, after_ms: int) -> None:
+        loop = asyncio.get_running_loop()
+        self._watch = loop.call_later(after_ms / 1000, self._drop_slow)
+
+    def _drop_slow(self) -> None:
+        """End the writes that take too long; come back when the next one might."""
+        now_ms, limit_ms = self._clock.monotonic_ms(), self._limits.write_timeout_ms
+        self._watch, next_ms = None, limit_ms + 1
+        for session in self._sessions:
+            if session.writing_since_ms is None or session.slow:
+                continue
+            left_ms = session.writing_since_ms + limit_ms - now_ms
+            if left_ms > 0:
+                next_ms = min(next_ms, left_ms)
+            elif session.overdue:
+                session.slow = True
+                session.task.cancel()
+            else:
+                session.overdue, next_ms = True, min(next_ms, SECOND_LOOK_MS)
+        if next_ms <= limit_ms or next_ms == SECOND_LOOK_MS:
+            self._watch_writes(next_ms)
 
     def _event(self, kind: str, message: str, severity: Severity = Severity.WARNING) -> None:
         self._on_event(Event(kind=kind, message=message, severity=severity))

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from controlplane.adapters.xds_resources import CDS, EDS, LDS, ORDER, RDS
 from controlplane.adapters.xds_snapshot import Shape, Snapshot, TypeSet, version_epoch
@@ -136,8 +136,7 @@ class Subscription:
         return None if self.wildcard else self.names
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """One message to write, serialised."""
 
     type_url: str
@@ -201,8 +200,10 @@ class SotwStream:
         self.asked = False
         for type_url in ORDER:
             sub = self.types.get(type_url)
-            resources = view.get(self.peer, type_url) if sub else None
-            if sub is None or resources is None or not self._is_due(type_url, sub, resources):
+            if sub is None:
+                continue
+            resources = view.get(self.peer, type_url)
+            if resources is None or not self._is_due(type_url, sub, resources):
                 continue
             out.append(self._send(type_url, sub, resources, sub.wanted))
             follower = self.types.get(FOLLOWS.get(type_url, ""))

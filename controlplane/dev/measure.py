@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -30,16 +30,20 @@ Weights = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What one source said at one moment. `epoch` is 0 for Envoy, which does not tell it."""
+    """What one source said at one moment. Envoy tells neither epoch (0) nor phases (none)."""
 
     at_ms: int
     source: str
     epoch: int
     weights: Weights
+    phases: Mapping[str, str] = field(default_factory=dict)
 
-    def share_bp(self, region: str) -> int:
-        """Largest weight of a region over all channels."""
-        return max((weights.get(region, 0) for weights in self.weights.values()), default=0)
+    def share_bp(self, region: str, channel: str | None = None) -> int:
+        """Largest weight of a region over all channels, or its weight of one."""
+        return max(
+            (w.get(region, 0) for name, w in self.weights.items() if channel in {None, name}),
+            default=0,
+        )
 
 
 class Recorder:
@@ -76,9 +80,16 @@ class Recorder:
         """Return the last thing a source said."""
         return max(self.of(source), key=lambda seen: seen.at_ms, default=None)
 
-    def zero_since(self, source: str, region: str, after_ms: int) -> int | None:
-        """Return when a source first gave the region nothing, at or after `after_ms`."""
-        hits = (s.at_ms for s in self.of(source) if s.at_ms >= after_ms and not s.share_bp(region))
+    def zero_since(
+        self, source: str, region: str, after_ms: int, channel: str | None = None
+    ) -> int | None:
+        """Return when a source first gave the region nothing (of one channel, or of any), at or
+        after `after_ms`."""
+        hits = (
+            s.at_ms
+            for s in self.of(source)
+            if s.at_ms >= after_ms and not s.share_bp(region, channel)
+        )
         return next(hits, None)
 
     async def _watch(self, source: str, address: str) -> None:
@@ -88,7 +99,8 @@ class Recorder:
                 name = f"measure-{source}"
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     async for plan in stub.WatchPlan(routing_pb2.WatchPlanRequest(subscriber=name)):
-                        self._note(source, plan.epoch, _of_plan(plan))
+                        phases = {state.name: state.phase for state in plan.regions}
+                        self._note(source, plan.epoch, _of_plan(plan), phases)
                         ack = routing_pb2.AckPlanRequest(subscriber=name, epoch=plan.epoch)
                         await stub.AckPlan(ack, timeout=ASK_S)
             await self._clock.sleep_ms(RETRY_MS)
@@ -105,9 +117,13 @@ class Recorder:
                         last = now
                 await self._clock.sleep_ms(ENVOY_EVERY_MS)
 
-    def _note(self, source: str, epoch: int, weights: Weights) -> None:
+    def _note(
+        self, source: str, epoch: int, weights: Weights, phases: Mapping[str, str] | None = None
+    ) -> None:
         now_ms = self._clock.monotonic_ms()
-        self.seen.append(Seen(at_ms=now_ms, source=source, epoch=epoch, weights=weights))
+        self.seen.append(
+            Seen(at_ms=now_ms, source=source, epoch=epoch, weights=weights, phases=phases or {})
+        )
 
 
 def _of_plan(plan: Any) -> Weights:

@@ -39,7 +39,7 @@ IN_FLIGHT_MAX = 4000
 MARGIN_S = 2.0
 """How much longer than the channel's own deadline the payer waits."""
 DRAIN_S = 1.0
-"""How long payments under way are waited for at the end."""
+"""How long the demo waits at its end for payments that are under way."""
 HISTORY_S = 120
 """Seconds of history kept for the view."""
 RECENT_S = 10
@@ -126,6 +126,8 @@ def classify(status: int, headers: Mapping[str, str], body: bytes) -> tuple[str,
 class Payer:
     """Sends payments to one Envoy listener."""
 
+    drain_s = DRAIN_S
+
     def __init__(
         self, target: str, rate_per_s: float, journal: TextIO, *, clock: Clock, rng: random.Random
     ) -> None:
@@ -139,13 +141,13 @@ class Payer:
         self.statistics = Statistics()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Send until `stop`, then wait a moment for what is under way."""
+        """Send until `stop`, then wait up to `drain_s` for what is under way."""
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector) as session:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as tg:
                     await self._send_on_schedule(session, tg, stop)
-                    limit.reschedule(asyncio.get_running_loop().time() + DRAIN_S)
+                    limit.reschedule(asyncio.get_running_loop().time() + self.drain_s)
 
     async def _send_on_schedule(
         self, session: aiohttp.ClientSession, tg: asyncio.TaskGroup, stop: asyncio.Event

@@ -1,7 +1,11 @@
 """The failover laboratory.
 
     python -m tests.fabric [SCENARIO ...] [--runs 20] [--rate 20] [--out DIR] [--add]
+                          [--minutes M] [--labs 2]
     python -m tests.fabric --peers [PEER ...]
+
+Scenarios take turns until each has its runs. With `--add`, runs that DIR holds count: a campaign that
+was cut is continued by the same command, and several may work on one DIR at once.
 
 Needs root (namespaces, nft, /dev/net/tun). Enters a network and mount namespace of its own first,
 so that nothing outside is touched and nothing is left.
@@ -11,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,10 +34,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/fabric"), help="where results go")
     parser.add_argument("--peers", action="store_true", help="run the others (HAProxy, …) instead")
     parser.add_argument("--add", action="store_true", help="add to the runs that DIR holds")
+    parser.add_argument("--minutes", type=float, default=0, help="begin no run after this time")
+    parser.add_argument("--labs", type=int, default=1, help="laboratories at work at once")
     options = parser.parse_args()
     unknown = set() if options.peers else set(options.scenarios) - set(SCENARIOS)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    if options.labs > 1:
+        return _several(options.labs, add=options.add, out=options.out)
     if os.environ.get(_INSIDE) != "1":
         os.environ[_INSIDE] = "1"
         inside = ["unshare", "--net", "--mount", "--propagation", "private", sys.executable, "-m",
@@ -48,7 +58,19 @@ def main() -> int:
         rate=options.rate,
         out=options.out.absolute(),
         add=options.add,
+        minutes=options.minutes,
     )
+
+
+def _several(labs: int, *, add: bool, out: Path) -> int:
+    """Run the same command several times at once, on one folder of results."""
+    if not add:
+        shutil.rmtree(out / "runs", ignore_errors=True)
+    argv = [sys.executable, "-m", "tests.fabric", *sys.argv[1:], "--add", "--labs", "1"]
+    running = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(labs)]
+    tables = [process.communicate()[0] for process in running]
+    sys.stdout.write(tables[-1])
+    return max(process.returncode for process in running)
 
 
 if __name__ == "__main__":

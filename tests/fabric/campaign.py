@@ -1,32 +1,52 @@
-"""Runs scenarios again and again; writes results as JSON, a table, and one timeline each."""
+"""Runs scenarios again and again, in turn, until each has the runs that were asked for.
+
+A campaign may be cut at any moment and be continued by the same command, and several laboratories
+may work on one folder at once: see `results`. Scenarios take turns, so that a campaign that was cut
+has equal counts.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import json
 import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from controlplane.clock import SystemClock
 from controlplane.dev.servers import scratch_root
-from tests.fabric.figures import Payment, Run, figures, read_payments, regions_in, summary
+from tests.fabric.figures import Run, figures, outcome, read_payments, regions_in
 from tests.fabric.lab import Lab, LabError, laboratory, paying
 from tests.fabric.network import Network, run
+from tests.fabric.nursery import Nursery
 from tests.fabric.peers import FAULTS, PEERS, one
-from tests.fabric.plot import timeline
+from tests.fabric.results import COLUMNS, Results, text_table
 from tests.fabric.scenarios import SCENARIOS, Scenario
 
 WARM_S = 4.0
 """Payments before the fault."""
-DRAIN_S = 9.0
-"""Longest deadline of a channel and a second: what hangs is answered by then."""
-COLUMNS = ("outage_ms", "failed", "slow", "sent", "suspect_ms", "committed_ms", "applied_ms", "failed_ms",
-           "switches", "leaked", "double_charges", "first_payment_ms")  # fmt: skip
+OBSERVED_S = 5.0
+"""How long a run goes on after its outcome is complete: for late leaks, and for second thoughts."""
+POLL_S = 0.1
+UNCOUNTED_MAX = 10
+"""Runs that may not reach their fault before a campaign gives up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where runs take place: a network, a state folder, a nursery."""
+
+    network: Network
+    state: Path
+    nursery: Nursery
+
+
+Act = Callable[[Bench, str, int], Coroutine[Any, Any, Run]]
 
 
 def say(text: str) -> None:
@@ -35,77 +55,104 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def campaign(names: Sequence[str], *, runs: int, rate: float, out: Path, add: bool) -> int:
-    """Run everything; 1 when a promise was broken or no run of a scenario counted.
+def campaign(
+    names: Sequence[str], *, runs: int, rate: float, out: Path, add: bool, minutes: float
+) -> int:
+    """Run everything; 1 when a promise was broken or no run of a scenario counted."""
 
-    With `add`, runs are added to those that `out` holds, so that a long campaign can be done in
-    parts.
-    """
-    network, state = _enter(out)
-    broken = 0
-    tables = []
-    try:
-        for name in names:
-            done = _kept(out / f"{name}.json") if add else []
-            done += _scenario(SCENARIOS[name], network, state, runs=runs, rate=rate, out=out)
-            if not done:
-                broken += 1
-                continue
-            tables.append(summary(done))
-            broken += _broken(tables[-1])
-            _write(out / f"{name}.json", done)
-            (out / f"{name}.svg").write_text(timeline(done[-1]))
-            (out / "table.txt").write_text(text_table(_tables(out)))
-    finally:
-        network.close()
-        shutil.rmtree(state, ignore_errors=True)
+    async def act(bench: Bench, name: str, number: int) -> Run:
+        return await _one(SCENARIOS[name], number, bench, rate)
+
+    results = _work(names, act, runs=runs, out=out, add=add, minutes=minutes)
+    tables = results.summarise(list(SCENARIOS), "table.txt")
     sys.stdout.write(text_table(tables))
+    counted = {table["scenario"] for table in tables}
+    broken = sum(_broken(table) for table in tables) + len(set(names) - counted)
     return 1 if broken else 0
 
 
-def compare(wanted: Sequence[str], *, runs: int, rate: float, out: Path, add: bool) -> int:
+def compare(
+    wanted: Sequence[str], *, runs: int, rate: float, out: Path, add: bool, minutes: float
+) -> int:
     """Run the peers (all, or those named) through the faults that everybody can have."""
-    network, state = _enter(out)
-    try:
-        for peer in PEERS:
-            for fault in FAULTS if not wanted or peer.name in wanted else ():
-                path = out / f"peer-{peer.name}-{fault}.json"
-                done = _kept(path) if add else []
-                for number in range(1, runs + 1):
-                    shutil.rmtree(state, ignore_errors=True)
-                    with asyncio.Runner() as runner:
-                        done.append(runner.run(one(peer, fault, number, network, state, rate)))
-                    say(f"{done[-1].scenario} {number}/{runs}: {done[-1].figures}")
-                _write(path, done)
-    finally:
-        network.close()
-        shutil.rmtree(state, ignore_errors=True)
-    tables = [json.loads(path.read_text())["summary"] for path in sorted(out.glob("peer-*.json"))]
-    (out / "peers.txt").write_text(text_table(tables))
-    sys.stdout.write(text_table(tables))
+    peers = {peer.name: peer for peer in PEERS if not wanted or peer.name in wanted}
+    names = [f"{peer}/{fault}" for peer in peers for fault in FAULTS]
+
+    async def act(bench: Bench, name: str, number: int) -> Run:
+        peer, _, fault = name.partition("/")
+        lab = Lab.at(bench.state, bench.network, bench.nursery)
+        return await one(lab, peers[peer], fault, number, rate)
+
+    results = _work(names, act, runs=runs, out=out, add=add, minutes=minutes)
+    every = [f"{peer.name}/{fault}" for peer in PEERS for fault in FAULTS]
+    sys.stdout.write(text_table(results.summarise(every, "peers.txt")))
     return 0
 
 
-def _enter(out: Path) -> tuple[Network, Path]:
-    """Build the network in the namespaces of this process; return it and a state folder."""
+def _work(
+    names: Sequence[str], act: Act, *, runs: int, out: Path, add: bool, minutes: float
+) -> Results:
+    """Do run after run until all have `runs`, or until no time is left to begin another."""
+    results, clock = Results(out), SystemClock()
+    end_ms = clock.monotonic_ms() + minutes * 60_000 if minutes else None
+    if not add:
+        for name in names:
+            results.clear(name)
+    uncounted = 0
+    with _bench(out) as bench:
+        while end_ms is None or clock.monotonic_ms() < end_ms:
+            claimed = results.claim(names, runs)
+            if claimed is None:
+                break
+            began_ms = clock.monotonic_ms()
+            if _run(bench, act, *claimed, results):
+                say(f"  took {(clock.monotonic_ms() - began_ms) / 1000:.1f} s")
+                continue
+            uncounted += 1
+            if uncounted >= UNCOUNTED_MAX:
+                say("too many runs never reached their fault: giving up")
+                break
+    return results
+
+
+def _run(bench: Bench, act: Act, name: str, number: int, results: Results) -> bool:
+    """Do one run; False when it never reached its fault."""
+    try:
+        with asyncio.Runner() as runner:
+            found = runner.run(act(bench, name, number))
+    except* (LabError, OSError, RuntimeError) as group:
+        logs = results.folder / f"{name.replace('/', '-')}-{number}-logs"
+        shutil.rmtree(logs, ignore_errors=True)
+        shutil.copytree(bench.state / "logs", logs, dirs_exist_ok=True)
+        say(f"{name} {number}: does not count\n{traceback.format_exc(limit=3)}")
+        results.discard(name, number, "; ".join(str(error) for error in group.exceptions))
+        found = None
+    if found is None:
+        return False
+    results.put(found)
+    shown = {k: v for k, v in found.figures.items() if k in COLUMNS}
+    say(f"{name} {number}: {shown} {dict(regions_in(found.payments))}")
+    for fault in found.faults:
+        say(f"  BROKEN {fault}")
+    return True
+
+
+@contextmanager
+def _bench(out: Path) -> Iterator[Bench]:
+    """Build the network in the namespaces of this process, and what runs need besides."""
     Path("/run/netns").mkdir(exist_ok=True)
     run("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
     out.mkdir(parents=True, exist_ok=True)
     state = Path(tempfile.mkdtemp(dir=scratch_root(), prefix="weir-fabric-"))
     network = Network(("east", "north", "south"))
     network.build(out / "delay.log")
-    return network, state
-
-
-def _write(path: Path, done: Sequence[Run]) -> None:
-    document = {"summary": summary(done), "runs": [_as_json(r) for r in done]}
-    path.write_text(json.dumps(document, indent=1))
-
-
-def _tables(out: Path) -> list[dict[str, Any]]:
-    """Return the summaries of all scenarios that have results, in their order."""
-    paths = [out / f"{name}.json" for name in SCENARIOS]
-    return [json.loads(path.read_text())["summary"] for path in paths if path.exists()]
+    nursery = Nursery(out / "nursery.log")
+    try:
+        yield Bench(network, state, nursery)
+    finally:
+        nursery.close()
+        network.close()
+        shutil.rmtree(state, ignore_errors=True)
 
 
 def _broken(table: dict[str, Any]) -> int:
@@ -113,100 +160,39 @@ def _broken(table: dict[str, Any]) -> int:
     return table["violations"] + sum(bool(table.get(name, {}).get("max")) for name in never)
 
 
-def _scenario(
-    scenario: Scenario, network: Network, state: Path, *, runs: int, rate: float, out: Path
-) -> list[Run]:
-    done: list[Run] = []
-    for number in range(1, runs + 1):
-        try:
-            with asyncio.Runner() as runner:
-                found = runner.run(_one(scenario, number, network, state, rate))
-        except (LabError, OSError, RuntimeError):
-            logs = out / f"{scenario.name}-{number}-logs"
-            shutil.rmtree(logs, ignore_errors=True)
-            shutil.copytree(state / "logs", logs, dirs_exist_ok=True)
-            say(f"{scenario.name} {number}: does not count\n{traceback.format_exc(limit=3)}")
-            continue
-        done.append(found)
-        shown = {k: v for k, v in found.figures.items() if k in COLUMNS}
-        say(f"{scenario.name} {number}/{runs}: {shown} {dict(regions_in(found.payments))}")
-        for fault in found.faults:
-            say(f"  BROKEN {fault}")
-    return done
-
-
-async def _one(scenario: Scenario, number: int, network: Network, state: Path, rate: float) -> Run:
-    async with laboratory(state, network, {}) as lab, asyncio.TaskGroup() as group:
+async def _one(scenario: Scenario, number: int, bench: Bench, rate: float) -> Run:
+    async with laboratory(bench.state, bench.network, bench.nursery, {}) as lab:
         await scenario.prepare(lab)
-        watching = group.create_task(lab.watch())
         path = lab.start_payer(rate)
-        await lab.until(lambda: paying(path), "payments succeed")
-        await asyncio.sleep(WARM_S)
-        t0_ms = lab.clock.monotonic_ms()
-        await scenario.inject(lab)
-        await asyncio.sleep(scenario.watch_s)
-        cold = state / "payer-cold.jsonl"
-        found = await _finish(lab, scenario, number, t0_ms, cold if cold.exists() else path)
-        watching.cancel()
+        async with lab.recorder.recording():
+            await lab.until(lambda: paying(path), "payments succeed")
+            await asyncio.sleep(WARM_S)
+            t0_ms = lab.clock.monotonic_ms()
+            await scenario.inject(lab)
+            await _outcome(lab, scenario, t0_ms)
+            end_ms = lab.clock.monotonic_ms() - t0_ms
+            await lab.stop_payers()
+        ended = lab.ended()
+    cold = bench.state / "payer-cold.jsonl"
+    payments = [
+        p for p in read_payments(cold if cold.exists() else path, t0_ms) if p.due_ms <= end_ms
+    ]
+    found = figures(lab, scenario, number, t0_ms, payments)
+    found.faults += ended
+    if cold.exists():
+        served = [p.end_ms for p in payments if p.region]
+        found.figures["first_payment_ms"] = min(served, default=None)
     return found
 
 
-async def _finish(lab: Lab, scenario: Scenario, number: int, t0_ms: int, path: Path) -> Run:
-    end_ms = lab.clock.monotonic_ms() - t0_ms
-    await asyncio.sleep(DRAIN_S)
-    for child in lab.named("payer"):
-        child.terminate()
-        await asyncio.to_thread(child.wait_end, 3.0)
-    payments = [p for p in read_payments(path, t0_ms) if p.due_ms <= end_ms]
-    result = figures(lab, scenario, number, t0_ms, payments)
-    if path.name == "payer-cold.jsonl":
-        served = [p.end_ms for p in payments if p.region]
-        result.figures["first_payment_ms"] = min(served, default=None)
-    return result
+async def _outcome(lab: Lab, scenario: Scenario, t0_ms: int) -> None:
+    """Watch until what must happen has happened, and a while longer; `watch_s` where nothing must,
+    or where it does not happen."""
+    if not scenario.moves_weight:
+        await asyncio.sleep(scenario.watch_s)
+        return
 
-
-def _kept(path: Path) -> list[Run]:
-    """Read the runs of an earlier part."""
-    if not path.exists():
-        return []
-    return [
-        Run(
-            scenario=path.stem,
-            number=number,
-            figures=kept["figures"],
-            marks=kept["marks"],
-            payments=[Payment(*line) for line in kept["payments"]],
-            faults=kept["faults"],
-        )
-        for number, kept in enumerate(json.loads(path.read_text())["runs"], 1)
-    ]
-
-
-def _as_json(found: Run) -> dict[str, Any]:
-    return {
-        "figures": found.figures,
-        "marks": found.marks,
-        "faults": found.faults,
-        "payments": [dataclasses.astuple(p) for p in found.payments],
-    }
-
-
-def text_table(tables: Sequence[dict[str, Any]]) -> str:
-    """Return p50 / p99 / max of the columns that matter, one line per scenario."""
-    rows = [["scenario", "runs", *COLUMNS]]
-    for table in tables:
-        cells = [str(table["scenario"]), str(table["runs"])]
-        for name in COLUMNS:
-            cell = table.get(name)
-            if cell is None or cell["p50"] is None:
-                cells.append("never" if cell else "-")
-                continue
-            figure = " / ".join(f"{cell[key]:.0f}" for key in ("p50", "p99", "max"))
-            cells.append(figure + (f" (never: {cell['never']})" if cell["never"] else ""))
-        rows.append(cells)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        + "\n"
-        for row in rows
-    )
+    end_ms = t0_ms + scenario.watch_s * 1000
+    while None in outcome(lab, scenario, t0_ms).values() and lab.clock.monotonic_ms() < end_ms:
+        await asyncio.sleep(POLL_S)
+    await asyncio.sleep(OBSERVED_S)

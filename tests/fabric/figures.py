@@ -2,7 +2,9 @@
 
 Times are ms after the fault. A payment *failed* when no gateway answered it (Envoy or the client
 gave up); a provider's own error is counted apart. A *leak* is a payment that started more than
-100 ms after Envoy had applied weight 0 and was answered by the victim.
+100 ms after Envoy had applied weight 0 and that the victim answered, or charged without an answer
+that arrived: its ledger tells. *Everywhere* is when the last live subscriber had weight 0: Envoy,
+and every replica's followers where that replica has a quorum.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from controlplane.dev.ledger import double_charges
-from controlplane.dev.measure import violations
+from controlplane.dev.ledger import double_charges, read_ledger
+from controlplane.dev.measure import ENVOY, violations
 from tests.fabric.lab import Lab
 from tests.fabric.scenarios import GREY_CHANNEL, Scenario
 
@@ -36,6 +38,7 @@ class Payment:
     outcome: str
     region: str
     channel: str
+    key: str = ""
 
     @property
     def unanswered(self) -> bool:
@@ -59,8 +62,8 @@ def read_payments(path: Path, t0_ms: int) -> list[Payment]:
     """Read the payer's file."""
     found = []
     for line in path.read_text().splitlines() if path.exists() else []:
-        due, end, outcome, region, channel, _key, _reason = json.loads(line)
-        found.append(Payment(due - t0_ms, end - t0_ms, outcome, region, channel))
+        due, end, outcome, region, channel, key, _reason = json.loads(line)
+        found.append(Payment(due - t0_ms, end - t0_ms, outcome, region, channel, key))
     return sorted(found, key=lambda payment: payment.due_ms)
 
 
@@ -79,49 +82,66 @@ def figures(lab: Lab, scenario: Scenario, number: int, t0_ms: int, payments: lis
     put["double_charges"] = len(double_charges(sorted(lab.layout.ledgers.glob("*.jsonl"))))
     if scenario.victim:
         _weights(lab, scenario, t0_ms, run)
-        _phases(lab, scenario, t0_ms, run)
         put["switches"] = switches(after, scenario.victim)
-        zero = run.marks.get("applied")
-        late = [p for p in payments if zero is not None and p.due_ms > zero + LEAK_AFTER_MS]
-        if not scenario.fails_region:
-            late = [p for p in late if p.channel == GREY_CHANNEL]
-        put["leaked"] = sum(p.region == scenario.victim for p in late)
+        put["leaked"] = _leaked(lab, scenario, run)
     run.faults += violations(lab.recorder.seen)
     return run
 
 
-def _weights(lab: Lab, scenario: Scenario, t0_ms: int, run: Run) -> None:
-    """Note when a replica first served, and Envoy first applied, nothing for the victim."""
+def _leaked(lab: Lab, scenario: Scenario, run: Run) -> int:
+    """Count payments that started after weight 0 was applied and still reached the victim."""
+    zero = run.marks.get("applied")
+    if zero is None:
+        return 0
+    late = [p for p in run.payments if p.due_ms > zero + LEAK_AFTER_MS]
+    if not scenario.fails_region:
+        late = [p for p in late if p.channel == GREY_CHANNEL]
+    ledger = lab.layout.ledgers / f"{scenario.victim}.jsonl"
+    charged = {charge.key for charge in read_ledger(ledger)}
+    return sum(p.region == scenario.victim or p.key in charged for p in late)
+
+
+def outcome(lab: Lab, scenario: Scenario, t0_ms: int) -> dict[str, int | None]:
+    """Return when what must happen happened, in boot time; None for what has not yet.
+
+    `committed`: some replica served weight 0. `applied`: Envoy had it. `everywhere`: every live
+    subscriber had it. `failed`: some replica said that the region has failed.
+    """
     if not scenario.moves_weight:
-        return
-    if not scenario.fails_region:  # a channel, not the region
-        _channel(lab, scenario.victim, t0_ms, run)
-        return
-    replicas = [f"{region}-0" for region in lab.layout.regions]
-    served = [lab.recorder.zero_since(name, scenario.victim, t0_ms) for name in replicas]
-    applied = lab.recorder.zero_since("envoy", scenario.victim, t0_ms)
-    known = [at for at in served if at is not None]
-    _mark(run, "committed", min(known) - t0_ms if known else None)
-    _mark(run, "applied", applied - t0_ms if applied is not None else None)
+        return {}
+    channel = None if scenario.fails_region else GREY_CHANNEL
+    sources = [f"{region}-0" for region in lab.layout.regions]
+    zero = {
+        source: lab.recorder.zero_since(source, scenario.victim, t0_ms, channel)
+        for source in (*sources, ENVOY)
+    }
+    served = [at for source, at in zero.items() if source != ENVOY and at is not None]
+    live = [s for s in zero if scenario.reachable or s != f"{scenario.victim}-0"]
+    times = [zero[source] for source in live]
+    known = [at for at in times if at is not None]
+    found: dict[str, int | None] = {
+        "committed": min(served, default=None),
+        "applied": zero[ENVOY],
+        "everywhere": max(known) if len(known) == len(times) else None,
+    }
+    if scenario.fails_region:
+        found["failed"] = _phase(lab, scenario.victim, "failed", t0_ms)
+    return found
 
 
-def _channel(lab: Lab, victim: str, t0_ms: int, run: Run, channel: str = GREY_CHANNEL) -> None:
-    found: dict[str, int] = {}
-    for seen in lab.recorder.seen:
-        weights = seen.weights.get(channel, {})
-        if seen.at_ms >= t0_ms and victim in weights and not weights[victim]:
-            key = "applied" if seen.source == "envoy" else "committed"
-            found[key] = min(found.get(key, seen.at_ms), seen.at_ms)
-    for key in ("committed", "applied"):
-        _mark(run, key, found[key] - t0_ms if key in found else None)
+def _weights(lab: Lab, scenario: Scenario, t0_ms: int, run: Run) -> None:
+    suspected = _phase(lab, scenario.victim, "suspect", t0_ms)
+    if suspected is not None:
+        _mark(run, "suspect", suspected - t0_ms)
+    for name, at_ms in outcome(lab, scenario, t0_ms).items():
+        _mark(run, name, None if at_ms is None else at_ms - t0_ms)
 
 
-def _phases(lab: Lab, scenario: Scenario, t0_ms: int, run: Run) -> None:
-    for phase in ("suspect", "failed"):
-        times = [at for at, phases in lab.phases if at >= t0_ms and
-                 phases.get(scenario.victim) == phase]  # fmt: skip
-        if times or (phase == "failed" and scenario.fails_region):
-            _mark(run, phase, min(times) - t0_ms if times else None)
+def _phase(lab: Lab, region: str, phase: str, t0_ms: int) -> int | None:
+    """Return when any replica first gave a region this phase."""
+    seen = lab.recorder.seen
+    times = [s.at_ms for s in seen if s.at_ms >= t0_ms and s.phases.get(region) == phase]
+    return min(times, default=None)
 
 
 def _mark(run: Run, name: str, at_ms: float | None) -> None:

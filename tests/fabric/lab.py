@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,12 +20,14 @@ from controlplane.dev.process import Child
 from controlplane.model.errors import WeirError
 from tests.fabric import places
 from tests.fabric.network import SHOP, Network
+from tests.fabric.nursery import Forked, Nursery
 from tests.fabric.places import Places
 
 READY_S = 90.0
 POLL_MS = 50
 ASK_S = 1.0
-VIEW_EVERY_MS = 100
+DRAIN_S = 12.0
+"""Above the longest deadline of a channel with the payer's margin: every payment has its answer."""
 
 
 class LabError(WeirError):
@@ -35,14 +37,21 @@ class LabError(WeirError):
 class Lab:
     """Processes by name, grouped by region, and a record of what replicas and Envoy say."""
 
-    def __init__(self, layout: Places, network: Network) -> None:
-        self.layout, self.network = layout, network
+    def __init__(self, layout: Places, network: Network, nursery: Nursery) -> None:
+        self.layout, self.network, self.nursery = layout, network, nursery
         self.clock = SystemClock()
         self.children: dict[str, Child] = {}
         self.regions: dict[str, list[str]] = {region: [] for region in layout.regions}
-        self.phases: list[tuple[int, dict[str, str]]] = []
         self.recorder = Recorder(self._topology(), self.clock)
         self._http: aiohttp.ClientSession | None = None
+
+    @classmethod
+    def at(cls, state_dir: Path, network: Network, nursery: Nursery) -> Lab:
+        """Make a laboratory in an empty state folder, without faults; nothing runs yet."""
+        shutil.rmtree(state_dir, ignore_errors=True)
+        (state_dir / "config").mkdir(parents=True)
+        network.heal()
+        return cls(places.places(state_dir), network, nursery)
 
     def _topology(self) -> dict[str, Any]:
         replicas = [
@@ -54,9 +63,17 @@ class Lab:
     # -- processes --
 
     def start(self, name: str, place: str, argv: list[str]) -> Child:
-        """Start a process at a place."""
-        child = Child(name, self.network.enter(place, argv), self.layout.log(name)).start()
-        self.children[name] = child
+        """Start a program at a place."""
+        child = Child(name, self.network.enter(place, argv), self.layout.log(name))
+        return self._start(child, place)
+
+    def fork(self, name: str, place: str, argv: list[str]) -> Child:
+        """Start a Python module (the first of `argv`) at a place."""
+        return self._start(Forked(name, argv, self.layout.log(name)).at(self.nursery, place), place)
+
+    def _start(self, child: Child, place: str) -> Child:
+        name = child.name
+        self.children[name] = child.start()
         if place in self.regions and name not in self.regions[place]:
             self.regions[place].append(name)
         return child
@@ -71,16 +88,16 @@ class Lab:
     def start_replica(self, region: str) -> None:
         """Start a region's replica."""
         name = f"{region}-0"
-        self.start(name, region, places.weir_argv(self.layout, "controlplane", name))
+        self.fork(name, region, places.weir_argv(self.layout, "controlplane", name))
 
     def start_agent(self, region: str) -> None:
         """Start a region's agent."""
         name = f"{region}-agent-0"
-        self.start(name, region, places.weir_argv(self.layout, "agent", name))
+        self.fork(name, region, places.weir_argv(self.layout, "agent", name))
 
     def start_gateway(self, region: str) -> None:
         """Start a region's gateway."""
-        self.start(f"gateway-{region}", region, places.gateway_argv(self.layout, region))
+        self.fork(f"gateway-{region}", region, places.gateway_argv(self.layout, region))
 
     def start_payer(
         self, rate: float, target: str = "", name: str = "payer", *, everywhere: bool = False
@@ -88,11 +105,19 @@ class Lab:
         """Start paying through a listener; return the file with one line per payment."""
         path = self.layout.state_dir / f"{name}.jsonl"
         target = target or self.layout.address("envoy/listener")
-        argv = [sys.executable, "-m", "tests.fabric.payer", target, f"{rate:g}", str(path)]
+        argv = ["tests.fabric.payer", target, f"{rate:g}", str(path)]
         if everywhere:
             argv.append("everywhere")
-        self.start(name, SHOP, argv)
+        self.fork(name, SHOP, argv)
         return path
+
+    async def stop_payers(self) -> None:
+        """Send no more payments, and wait until each that is under way has its answer."""
+        payers = self.named("payer")
+        for child in payers:
+            child.terminate()
+        for child in payers:
+            await asyncio.to_thread(child.wait_end, DRAIN_S + 1.0)
 
     def of(self, region: str) -> list[Child]:
         """Return every process of a region."""
@@ -153,35 +178,34 @@ class Lab:
         """Wait for a condition; LabError with `what` when it never comes."""
         end_ms = self.clock.monotonic_ms() + limit_s * 1000
         while not await condition():
-            self._all_alive()
+            if words := self.ended():
+                raise LabError("; ".join(words))
             if self.clock.monotonic_ms() > end_ms:
                 raise LabError(f"never: {what}")
             await self.clock.sleep_ms(POLL_MS)
 
-    def _all_alive(self) -> None:
-        """Raise LabError with the last words of a process that ended by itself."""
+    def ended(self) -> list[str]:
+        """Return the last words of processes that ended by themselves; none ever should."""
+        words = []
         for child in self.children.values():
             code = child.process.poll() if child.process else None
-            if code is not None and code >= 0:
-                raise LabError(f"{child.name} ended (exit {code}): {child.tail(3)}")
+            if code is not None and code >= 0 and not child.name.startswith("payer"):
+                words.append(f"{child.name} ended (exit {code}): {child.tail(3)}")
+        return words
 
     # -- life --
 
     async def bring_up(self, policy: dict[str, Any]) -> None:
-        """Start everything and wait until all regions are healthy and Envoy serves."""
+        """Start everything at once; wait until all regions are healthy and Envoy serves."""
         places.write_configs(self.layout, policy)
         self.start_stores()
-        await self.until(self._etcd_leads, "etcd leads")
-        for region in self.layout.regions:
-            self.start_gateway(region)
         for region in self.layout.regions:
             self.start_replica(region)
-            self.start_agent(region)
         self.start("envoy", SHOP, places.envoy_argv(self.layout))
+        for region in self.layout.regions:
+            self.start_gateway(region)
+            self.start_agent(region)
         await self.until(self.healthy, "all regions healthy at every replica and weighted by Envoy")
-
-    async def _etcd_leads(self) -> bool:
-        return bool(await self.etcd_leader())
 
     async def healthy(self) -> bool:
         """Whether every replica says that every region is healthy, and Envoy has the weights."""
@@ -196,25 +220,6 @@ class Lab:
         envoy = await self.ask(self.layout.address("envoy/admin"), "/clusters?format=json")
         return envoy is not None and _hosts_healthy(envoy) == 10  # channels x regions that serve
 
-    async def watch(self) -> None:
-        """Record plans, Envoy's weights and phases until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.recorder.run())
-            for region in self.layout.regions:
-                group.create_task(self._watch_phases(region))
-
-    async def _watch_phases(self, region: str) -> None:
-        """Ask one replica on its own: a hung one must not hide what the others say."""
-        last: dict[str, str] = {}
-        while True:
-            plan = await self.plan(region)
-            if plan:
-                now = {state["name"]: state["phase"] for state in plan["regions"]}
-                if now != last:
-                    self.phases.append((self.clock.monotonic_ms(), now))
-                    last = now
-            await self.clock.sleep_ms(VIEW_EVERY_MS)
-
     def fault(self, region: str, channel: str, body: str) -> None:
         """Set a provider's fault at a region's gateway, whose fault port is on its loopback."""
         port = self.layout.ports[f"gateway-{region}/fault"]
@@ -228,6 +233,8 @@ class Lab:
         """Stop everything."""
         if self._http is not None:
             await self._http.close()
+        for child in self.children.values():
+            child.signal(signal.SIGKILL)
         for child in self.children.values():
             child.kill()
 
@@ -254,13 +261,10 @@ def _last_succeeded(path: Path) -> bool:
 
 @asynccontextmanager
 async def laboratory(
-    state_dir: Path, network: Network, policy: dict[str, Any]
+    state_dir: Path, network: Network, nursery: Nursery, policy: dict[str, Any]
 ) -> AsyncIterator[Lab]:
     """Bring a fresh product up; stop and remove it afterwards."""
-    shutil.rmtree(state_dir, ignore_errors=True)
-    (state_dir / "config").mkdir(parents=True)
-    network.heal()
-    lab = Lab(places.places(state_dir), network)
+    lab = Lab.at(state_dir, network, nursery)
     try:
         await lab.bring_up(policy)
         yield lab

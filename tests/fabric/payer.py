@@ -23,7 +23,10 @@ from controlplane.dev.payer import Payer
 
 
 class LabPayer(Payer):
-    """Writes down every payment."""
+    """Writes down every payment; ends when each has its answer."""
+
+    drain_s = 12.0
+    """Above the longest deadline of a channel and its margin."""
 
     def everywhere(self) -> None:
         """Pay only on channels that every region serves."""

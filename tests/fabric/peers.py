@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from controlplane.model.ids import ChannelName
 from tests.fabric import places
 from tests.fabric.figures import Run, read_payments, slow, switches
 from tests.fabric.lab import Lab, paying
-from tests.fabric.network import SHOP, Network
+from tests.fabric.network import SHOP
 from tests.fabric.scenarios import EAST, hang, kill
 from tests.fabric.scenarios import flap as flap_region
 
@@ -33,7 +32,6 @@ WARM_S = 4.0
 DNS_PORT = 5300
 DNS_TARGET = 8080
 """Port of every gateway behind DNS, which gives no ports."""
-DRAIN_S = 9.0
 FAULTS = {"killed": kill, "hung": hang, "flapping": flap_region}
 
 
@@ -231,28 +229,19 @@ PEERS = (
 )
 
 
-async def one(
-    peer: Peer, fault: str, number: int, network: Network, state: Path, rate: float
-) -> Run:
+async def one(lab: Lab, peer: Peer, fault: str, number: int, rate: float) -> Run:
     """Run one peer through one fault."""
-    layout = places.places(state)
-    lab = Lab(layout, network)
-    network.heal()
+    layout = lab.layout
     layout.ledgers.mkdir(parents=True, exist_ok=True)
-    (state / "config").mkdir(exist_ok=True)
     try:
         path = await _bring_up(lab, peer, rate)
         await lab.until(lambda: paying(path), "payments succeed")
-        await asyncio.sleep(WARM_S)
-        await asyncio.sleep(WARM_S)
+        await asyncio.sleep(2 * WARM_S)
         t0_ms = lab.clock.monotonic_ms()
         await FAULTS[fault](lab)
         await asyncio.sleep(4.0 if fault == "flapping" else peer.watch_s)
         end_ms = lab.clock.monotonic_ms() - t0_ms
-        await asyncio.sleep(DRAIN_S)
-        for child in lab.named("payer"):
-            child.terminate()
-            await asyncio.to_thread(child.wait_end, 3.0)
+        await lab.stop_payers()
         payments = [p for p in read_payments(path, t0_ms) if p.due_ms <= end_ms]
     finally:
         await lab.close()
@@ -277,7 +266,7 @@ async def _bring_up(lab: Lab, peer: Peer, rate: float) -> Path:
         argv = places.gateway_argv(layout, region)
         if peer.dns:
             argv[argv.index("--port") + 1] = str(DNS_TARGET)
-        lab.start(f"gateway-{region}", region, argv)
+        lab.fork(f"gateway-{region}", region, argv)
     for region in layout.regions:
         port = DNS_TARGET if peer.dns else layout.ports[f"gateway-{region}/http"]
         address = f"{layout.network.address(region)}:{port}"
@@ -290,10 +279,10 @@ async def _bring_up(lab: Lab, peer: Peer, rate: float) -> Path:
     await asyncio.sleep(WARM_S)  # a DNS server checks its targets before it answers well
     path = layout.state_dir / "payer.jsonl"
     argv = [
-        sys.executable, "-m", "tests.fabric.dns_payer", layout.network.address(SHOP),
+        "tests.fabric.dns_payer", layout.network.address(SHOP),
         str(DNS_PORT), "gw.pay.test", str(DNS_TARGET), f"{rate:g}", str(path),
     ]  # fmt: skip
-    lab.start("payer", SHOP, argv)
+    lab.fork("payer", SHOP, argv)
     return path
 
 

@@ -7,7 +7,6 @@ tests the product, not a copy of it.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +107,10 @@ def redis_argv(layout: Places, region: str) -> list[str]:
 
 
 def gateway_argv(layout: Places, region: str) -> list[str]:
-    """Return how to start a region's gateway."""
+    """Return the module and arguments of a region's gateway."""
     name = f"gateway-{region}"
     return [
-        sys.executable, "-m", "controlplane.dev.gateway",
+        "controlplane.dev.gateway",
         "--region", region,
         "--host", layout.network.address(region),
         "--port", str(layout.ports[f"{name}/http"]),
@@ -121,9 +120,9 @@ def gateway_argv(layout: Places, region: str) -> list[str]:
 
 
 def weir_argv(layout: Places, command: str, name: str) -> list[str]:
-    """Return how to start a daemon."""
+    """Return the module and arguments of a daemon."""
     path = settings.config_file(layout, name)
-    return [sys.executable, "-m", "controlplane.cli.main", command, "--config", str(path)]
+    return ["controlplane.cli.main", command, "--config", str(path)]
 
 
 def envoy_argv(layout: Places, *, files: bool = False) -> list[str]:

@@ -31,8 +31,9 @@ async def _nothing(_lab: Lab) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One fault. `fails_region`: the victim must be declared failed. `dead`: its own replica says
-    nothing any more."""
+    """One fault. `fails_region`: the victim must be declared failed. `reachable`: its own replica
+    still has a quorum, so that it is a live subscriber that must follow. `watch_s` bounds the watch,
+    which ends `OBSERVED_S` after the outcome is complete where one is due."""
 
     name: str
     about: str
@@ -41,7 +42,8 @@ class Scenario:
     victim: str = EAST
     fails_region: bool = True
     moves_weight: bool = True
-    watch_s: float = 25.0
+    reachable: bool = False
+    watch_s: float = 35.0
 
 
 async def kill(lab: Lab) -> None:
@@ -97,6 +99,7 @@ async def leader_to_east(lab: Lab) -> None:
         if leader:
             child = lab.children[f"{leader}-0"]
             await asyncio.to_thread(child.stop)
+            child.process = None  # ended on purpose
             await lab.until(lambda gone=leader: _leads_elsewhere(lab, gone), "a new leader")
             child.start()
         await asyncio.sleep(0.5)
@@ -149,11 +152,11 @@ _ALL = (
     Scenario(name="one-way", about="east hears everybody, nobody hears east", inject=silence),
     Scenario(
         name="black-hole", about="the route to east's gateway leads nowhere", inject=black_hole,
-        watch_s=35,
+        reachable=True,
     ),
     Scenario(
         name="provider-grey", about="alipay behind east: 30 % errors, 900 ms", inject=grey,
-        fails_region=False,
+        fails_region=False, reachable=True,
     ),
     Scenario(
         name="flapping", about="east hangs 1.5 s, is well 1.5 s, for 30 s", inject=flap,

@@ -21,7 +21,7 @@ from controlplane.adapters.xds_snapshot import Snapshot
 from controlplane.model.dataplane import ChannelTraffic, DataPlane, Endpoint, RegionEndpoints
 from controlplane.model.ids import ChannelName, RegionName
 from tests.xds.grpc_client import METHOD
-from tests.xds.lab import REGIONS, Lab, eventually, plan
+from tests.xds.lab import REGIONS, UNHURRIED, Lab, eventually, plan
 
 
 class Backend:
@@ -63,8 +63,8 @@ class Client:
     def __init__(self, process: Process) -> None:
         self._process = process
 
-    async def pay(self, count: int, deadline_ms: int = 5000) -> Counter[str]:
-        """Make calls; return how many each region took."""
+    async def pay(self, count: int, deadline_ms: int = 20_000) -> Counter[str]:
+        """Make calls, all at once; return how many each region took."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(f"{count} {deadline_ms}\n".encode())
@@ -107,7 +107,7 @@ def dataplane(backends: dict[str, Backend]) -> DataPlane:
             )
             for name, backend in sorted(backends.items())
         ),
-        channels=(ChannelTraffic(name=ChannelName("alipay")),),
+        channels=(ChannelTraffic(name=ChannelName("alipay"), **UNHURRIED),),
     )
 
 
@@ -165,7 +165,7 @@ async def test_hung_region_is_ejected(lab: Lab, backends: dict[str, Backend]) ->
         backends["east"].resume.clear()
 
         async def ejected() -> bool:
-            return await stock.pay(10, 100) == {"north": 10}
+            return await stock.pay(10, 1000) == {"north": 10}
 
         await eventually(ejected, "hung region ejected")
         assert backends["south"].arrivals == 0

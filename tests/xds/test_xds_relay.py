@@ -61,6 +61,19 @@ async def node(lab: Lab, scratch: Path) -> AsyncIterator[Node]:
         await made.stop()
 
 
+async def taken(node: Node, epoch: int, weights: dict[str, int]) -> None:
+    """Offer a plan, as the agent does, until the machine's Envoy has applied it."""
+
+    async def applied() -> bool:
+        try:
+            await node.relay.take(plan(epoch, weights), confirmed=True)
+        except UnavailableError:
+            return False
+        return [s.applied_epoch for s in node.relay.ads.subscribers()] == [epoch]
+
+    await eventually(applied, f"epoch {epoch} applied by the machine's Envoy")
+
+
 async def test_plan_from_disk_then_from_a_replica(
     lab: Lab, node: Node, http: aiohttp.ClientSession
 ) -> None:
@@ -72,12 +85,11 @@ async def test_plan_from_disk_then_from_a_replica(
     assert (await node.envoy.pay(http))[0] == 503
 
     async def open_again() -> bool:
-        await node.relay.take(plan(3, EAST), confirmed=True)
+        await taken(node, 3, EAST)
         return (await node.envoy.pay(http))[:2] == (200, "east")
 
     await eventually(open_again, "channel open once the plan is confirmed")
-    await node.relay.take(plan(4, NORTH), confirmed=True)
-    assert [s.applied_epoch for s in node.relay.ads.subscribers()] == [4]
+    await taken(node, 4, NORTH)
 
 
 async def test_agent_does_not_claim_what_its_envoy_has_not_applied(
@@ -92,12 +104,4 @@ async def test_agent_does_not_claim_what_its_envoy_has_not_applied(
     with pytest.raises(UnavailableError, match="envoy-node"):
         await node.relay.take(plan(2, NORTH), confirmed=True)
     node.envoy.child.resume()
-
-    async def taken() -> bool:
-        try:
-            await node.relay.take(plan(2, NORTH), confirmed=True)
-        except UnavailableError:
-            return False
-        return [s.applied_epoch for s in node.relay.ads.subscribers()] == [2]
-
-    await eventually(taken, "applied after waking")
+    await taken(node, 2, NORTH)

@@ -36,14 +36,19 @@ WEIGHTS = {"east": 6000, "north": 4000}
 
 
 class ManualClock(SystemClock):
-    """The machine's clock, moved ahead by hand."""
+    """The machine's clock, moved ahead by hand; it stands while `frozen_ms` is set."""
 
     def __init__(self) -> None:
-        self.ahead_ms = 0
+        self.ahead_ms, self.frozen_ms = 0, -1
+
+    def freeze(self) -> None:
+        """Stand still: from now on time passes by hand only."""
+        self.frozen_ms = super().monotonic_ms()
 
     def monotonic_ms(self) -> int:
         """Return the machine's time, moved ahead."""
-        return super().monotonic_ms() + self.ahead_ms
+        now_ms = super().monotonic_ms() if self.frozen_ms < 0 else self.frozen_ms
+        return now_ms + self.ahead_ms
 
 
 class Counting(NoMetrics):
@@ -250,6 +255,7 @@ async def test_number_of_streams_is_bounded() -> None:
 async def test_restart_herd_is_admitted_at_a_bounded_rate() -> None:
     """Streams beyond the burst are told to come again; time gives new places."""
     async with serving(admit_burst=3, admit_per_s=1) as server:
+        server.clock.freeze()
         server.publish(1)
         async with peers(server, *"abcdef") as herd:
             answers = await asyncio.gather(
@@ -335,11 +341,14 @@ async def test_confirmations_that_stop_close_what_fails_closed() -> None:
     the same bound at which cut-off ones stop by themselves."""
     config = dataplane(fail_closed=True, stale_ms=400)
     async with serving() as server, peers(server, "a") as (peer,):
+        server.clock.freeze()
         server.publish(1, config)
         assert _has_endpoints(await peer.read())
         await peer.ack()
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(server.ads.run())
+            await asyncio.sleep(0)  # it has seen the confirmation
+            server.clock.ahead_ms += 401
             assert not _has_endpoints(await peer.read())
             watching.cancel()
         assert server.events[-1].kind == "xds_unconfirmed"

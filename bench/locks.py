@@ -335,6 +335,7 @@ def main():
     parser.add_argument("--etcd", default="")
     parser.add_argument("--grpc", type=int, default=0)
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--only", default="", help="only contenders whose name contains this")
     args = parser.parse_args()
     if args.what:
         child(args)
@@ -352,6 +353,8 @@ def main():
         ports["grpc"] = int(service.stdout.readline())
         for _ in range(args.rounds):
             for what, clients, contended, share in PLAN:
+                if args.only not in what and "redis-py" not in what:
+                    continue
                 found = measure(args, what, clients, contended, args.pairs // share, ports)
                 results.setdefault((what, clients, contended), []).append(found)
         if not args.no_peers:

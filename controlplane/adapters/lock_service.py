@@ -16,6 +16,7 @@ from typing import Final, Generic, TypeVar
 import grpc
 from google.protobuf import timestamp_pb2
 
+from controlplane.adapters.lock_session import LockSession
 from controlplane.adapters.rpc_errors import typed_errors, typed_stream_errors
 from controlplane.locks.audit import AuditLog, ForcedRelease
 from controlplane.locks.grant import (
@@ -29,11 +30,13 @@ from controlplane.locks.grant import (
 from controlplane.locks.manager import LockManager
 from controlplane.locks.statistics import NameStatistics
 from controlplane.locks.token import Token
-from controlplane.model.errors import InvalidInputError, RefusedError
+from controlplane.model.errors import InvalidInputError, RefusedError, UnavailableError
 from controlplane.v1 import lock_pb2, lock_pb2_grpc
 
 REMEMBERED_MAX: Final = 20_000
 """Requests remembered by a replica; the oldest is forgotten."""
+SESSIONS_MAX: Final = 1_000
+"""Open streams of a replica; the next one is told to come back."""
 PAGE_DEFAULT: Final = 100
 PAGE_MAX: Final = 1_000
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}-?([0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
@@ -59,6 +62,7 @@ class LockServiceServicer(lock_pb2_grpc.LockServiceServicer):
         """Request id by lock and token, of grants made here."""
         self._ended: _Remembered[bool] = _Remembered()
         self._released: _Remembered[lock_pb2.ReleaseResponse] = _Remembered()
+        self._sessions = 0
 
     @typed_errors
     async def Acquire(  # noqa: N802
@@ -66,6 +70,10 @@ class LockServiceServicer(lock_pb2_grpc.LockServiceServicer):
     ) -> lock_pb2.LockGrant:
         """Acquire a lock."""
         del context
+        return await self.acquire(request)
+
+    async def acquire(self, request: lock_pb2.AcquireRequest) -> lock_pb2.LockGrant:
+        """Acquire, however the request came."""
         manager = self._manager
         _check_request(request.request_id)
         check_name(request.name)
@@ -93,6 +101,10 @@ class LockServiceServicer(lock_pb2_grpc.LockServiceServicer):
     ) -> lock_pb2.LockGrant:
         """Extend a lock."""
         del context
+        return await self.renew(request)
+
+    async def renew(self, request: lock_pb2.RenewRequest) -> lock_pb2.LockGrant:
+        """Renew, however the request came."""
         _check_request(request.request_id)
         grant = await self._manager.renew(
             request.name, owner=request.owner, token=Token.of(request.token),
@@ -106,6 +118,10 @@ class LockServiceServicer(lock_pb2_grpc.LockServiceServicer):
     ) -> lock_pb2.ReleaseResponse:
         """Give a lock back."""
         del context
+        return await self.release(request)
+
+    async def release(self, request: lock_pb2.ReleaseRequest) -> lock_pb2.ReleaseResponse:
+        """Release, however the request came."""
         _check_request(request.request_id)
         before = self._released.get(request.request_id)
         if before is not None:
@@ -191,6 +207,21 @@ class LockServiceServicer(lock_pb2_grpc.LockServiceServicer):
         del context
         async for state in self._manager.watch(request.name):
             yield self._lock(state)
+
+    @typed_errors
+    async def Session(  # noqa: N802
+        self,
+        requests: AsyncIterator[lock_pb2.SessionRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> None:
+        """Serve many calls over one stream."""
+        if self._sessions >= SESSIONS_MAX:
+            raise UnavailableError(f"locks: {SESSIONS_MAX} sessions are open already")
+        self._sessions += 1
+        try:
+            await LockSession(self, context).run(requests)
+        finally:
+            self._sessions -= 1
 
     def _grant(self, grant: Grant) -> lock_pb2.LockGrant:
         return lock_pb2.LockGrant(

@@ -64,7 +64,7 @@ RULES: Final[Mapping[str, frozenset[RoleName]]] = {
         _CHANGE,
     ),
     **dict.fromkeys(
-        (_LOCKS + name for name in ("Acquire", "Renew", "Release", "WatchLock")), _LOCK
+        (_LOCKS + name for name in ("Acquire", "Renew", "Release", "Session", "WatchLock")), _LOCK
     ),
     **dict.fromkeys((_LOCKS + name for name in ("GetLock", "ListLocks")), _READ | {_D}),
     _LOCKS + "ForceRelease": _CHANGE,

@@ -23,45 +23,54 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63ontrolplane/v1/lock.proto\x12\x0f\x63ontrolplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x01\n\x0e\x41\x63quireRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\x03\x12\x0f\n\x07wait_ms\x18\x04 \x01(\x03\x12\x0c\n\x04mode\x18\x05 \x01(\t\x12\x0e\n\x06shared\x18\x06 \x01(\x08\x12\x11\n\treentrant\x18\x07 \x01(\x08\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x15\n\rvalidate_only\x18\n \x01(\x08\"\xb4\x01\n\tLockGrant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x0f\n\x07\x63ounter\x18\x05 \x01(\x03\x12\x15\n\rexpires_in_ms\x18\x06 \x01(\x03\x12\x10\n\x08verified\x18\x07 \x01(\x08\x12\x0e\n\x06shared\x18\x08 \x01(\x08\x12\x0f\n\x07\x65ntries\x18\t \x01(\x05\x12\x11\n\twaited_ms\x18\n \x01(\x03\"l\n\x0cRenewRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x03\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\x03\x12\x0c\n\x04mode\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"c\n\x0eReleaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x03\x12\x11\n\tone_entry\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"4\n\x0fReleaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x05\"\x1e\n\x0eGetLockRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xcc\x01\n\x04Lock\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06shared\x18\x02 \x01(\x08\x12,\n\x07holders\x18\x03 \x03(\x0b\x32\x1b.controlplane.v1.LockHolder\x12\x0f\n\x07waiters\x18\x04 \x01(\x05\x12\x32\n\rfirst_waiters\x18\x05 \x03(\x0b\x32\x1b.controlplane.v1.LockWaiter\x12\x33\n\nstatistics\x18\x06 \x01(\x0b\x32\x1f.controlplane.v1.LockStatistics\"\x8d\x01\n\nLockHolder\x12\r\n\x05owner\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12\x15\n\rexpires_in_ms\x18\x03 \x01(\x03\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61ge_ms\x18\x05 \x01(\x03\x12\x0f\n\x07\x65ntries\x18\x06 \x01(\x05\"N\n\nLockWaiter\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x0e\n\x06shared\x18\x02 \x01(\x08\x12\x12\n\nwaiting_ms\x18\x03 \x01(\x03\x12\r\n\x05\x61live\x18\x04 \x01(\x08\"\x8d\x01\n\x0eLockStatistics\x12\x0f\n\x07granted\x18\x01 \x01(\x03\x12\x0f\n\x07refused\x18\x02 \x01(\x03\x12\x0f\n\x07renewed\x18\x03 \x01(\x03\x12\x10\n\x08released\x18\x04 \x01(\x03\x12\x0c\n\x04lost\x18\x05 \x01(\x03\x12\x11\n\twaited_ms\x18\x06 \x01(\x03\x12\x15\n\rwaited_ms_max\x18\x07 \x01(\x03\"9\n\x10ListLocksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x11ListLocksResponse\x12$\n\x05locks\x18\x01 \x03(\x0b\x32\x15.controlplane.v1.Lock\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x7f\n\x13\x46orceReleaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08operator\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\r\n\x05token\x18\x06 \x01(\x03\"V\n\x14\x46orceReleaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\x12,\n\x07holders\x18\x02 \x03(\x0b\x32\x1b.controlplane.v1.LockHolder\" \n\x10WatchLockRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xa4\x04\n\x0bLockService\x12\x46\n\x07\x41\x63quire\x12\x1f.controlplane.v1.AcquireRequest\x1a\x1a.controlplane.v1.LockGrant\x12\x42\n\x05Renew\x12\x1d.controlplane.v1.RenewRequest\x1a\x1a.controlplane.v1.LockGrant\x12L\n\x07Release\x12\x1f.controlplane.v1.ReleaseRequest\x1a .controlplane.v1.ReleaseResponse\x12\x41\n\x07GetLock\x12\x1f.controlplane.v1.GetLockRequest\x1a\x15.controlplane.v1.Lock\x12R\n\tListLocks\x12!.controlplane.v1.ListLocksRequest\x1a\".controlplane.v1.ListLocksResponse\x12[\n\x0c\x46orceRelease\x12$.controlplane.v1.ForceReleaseRequest\x1a%.controlplane.v1.ForceReleaseResponse\x12G\n\tWatchLock\x12!.controlplane.v1.WatchLockRequest\x1a\x15.controlplane.v1.Lock0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63ontrolplane/v1/lock.proto\x12\x0f\x63ontrolplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xba\x01\n\x0e\x41\x63quireRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\x03\x12\x0f\n\x07wait_ms\x18\x04 \x01(\x03\x12\x0c\n\x04mode\x18\x05 \x01(\t\x12\x0e\n\x06shared\x18\x06 \x01(\x08\x12\x11\n\treentrant\x18\x07 \x01(\x08\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x15\n\rvalidate_only\x18\n \x01(\x08\"\xb4\x01\n\tLockGrant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x0f\n\x07\x63ounter\x18\x05 \x01(\x03\x12\x15\n\rexpires_in_ms\x18\x06 \x01(\x03\x12\x10\n\x08verified\x18\x07 \x01(\x08\x12\x0e\n\x06shared\x18\x08 \x01(\x08\x12\x0f\n\x07\x65ntries\x18\t \x01(\x05\x12\x11\n\twaited_ms\x18\n \x01(\x03\"l\n\x0cRenewRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x03\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\x03\x12\x0c\n\x04mode\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"c\n\x0eReleaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x03\x12\x11\n\tone_entry\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"4\n\x0fReleaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x05\"\x1e\n\x0eGetLockRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xcc\x01\n\x04Lock\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06shared\x18\x02 \x01(\x08\x12,\n\x07holders\x18\x03 \x03(\x0b\x32\x1b.controlplane.v1.LockHolder\x12\x0f\n\x07waiters\x18\x04 \x01(\x05\x12\x32\n\rfirst_waiters\x18\x05 \x03(\x0b\x32\x1b.controlplane.v1.LockWaiter\x12\x33\n\nstatistics\x18\x06 \x01(\x0b\x32\x1f.controlplane.v1.LockStatistics\"\x8d\x01\n\nLockHolder\x12\r\n\x05owner\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x03\x12\x15\n\rexpires_in_ms\x18\x03 \x01(\x03\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61ge_ms\x18\x05 \x01(\x03\x12\x0f\n\x07\x65ntries\x18\x06 \x01(\x05\"N\n\nLockWaiter\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x0e\n\x06shared\x18\x02 \x01(\x08\x12\x12\n\nwaiting_ms\x18\x03 \x01(\x03\x12\r\n\x05\x61live\x18\x04 \x01(\x08\"\x8d\x01\n\x0eLockStatistics\x12\x0f\n\x07granted\x18\x01 \x01(\x03\x12\x0f\n\x07refused\x18\x02 \x01(\x03\x12\x0f\n\x07renewed\x18\x03 \x01(\x03\x12\x10\n\x08released\x18\x04 \x01(\x03\x12\x0c\n\x04lost\x18\x05 \x01(\x03\x12\x11\n\twaited_ms\x18\x06 \x01(\x03\x12\x15\n\rwaited_ms_max\x18\x07 \x01(\x03\"9\n\x10ListLocksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x11ListLocksResponse\x12$\n\x05locks\x18\x01 \x03(\x0b\x32\x15.controlplane.v1.Lock\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x7f\n\x13\x46orceReleaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08operator\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\r\n\x05token\x18\x06 \x01(\x03\"V\n\x14\x46orceReleaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\x12,\n\x07holders\x18\x02 \x03(\x0b\x32\x1b.controlplane.v1.LockHolder\" \n\x10WatchLockRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x0eSessionRequest\x12+\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1c.controlplane.v1.SessionCall\"\xcd\x01\n\x0bSessionCall\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x32\n\x07\x61\x63quire\x18\x02 \x01(\x0b\x32\x1f.controlplane.v1.AcquireRequestH\x00\x12.\n\x05renew\x18\x03 \x01(\x0b\x32\x1d.controlplane.v1.RenewRequestH\x00\x12\x32\n\x07release\x18\x04 \x01(\x0b\x32\x1f.controlplane.v1.ReleaseRequestH\x00\x12\x12\n\x08withdraw\x18\x05 \x01(\x03H\x00\x42\x06\n\x04\x63\x61ll\"B\n\x0fSessionResponse\x12/\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1e.controlplane.v1.SessionAnswer\"\xad\x01\n\rSessionAnswer\x12\n\n\x02id\x18\x01 \x01(\x03\x12+\n\x05grant\x18\x02 \x01(\x0b\x32\x1a.controlplane.v1.LockGrantH\x00\x12\x34\n\x08released\x18\x03 \x01(\x0b\x32 .controlplane.v1.ReleaseResponseH\x00\x12#\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06\x61nswer2\xf6\x04\n\x0bLockService\x12\x46\n\x07\x41\x63quire\x12\x1f.controlplane.v1.AcquireRequest\x1a\x1a.controlplane.v1.LockGrant\x12\x42\n\x05Renew\x12\x1d.controlplane.v1.RenewRequest\x1a\x1a.controlplane.v1.LockGrant\x12L\n\x07Release\x12\x1f.controlplane.v1.ReleaseRequest\x1a .controlplane.v1.ReleaseResponse\x12\x41\n\x07GetLock\x12\x1f.controlplane.v1.GetLockRequest\x1a\x15.controlplane.v1.Lock\x12R\n\tListLocks\x12!.controlplane.v1.ListLocksRequest\x1a\".controlplane.v1.ListLocksResponse\x12[\n\x0c\x46orceRelease\x12$.controlplane.v1.ForceReleaseRequest\x1a%.controlplane.v1.ForceReleaseResponse\x12G\n\tWatchLock\x12!.controlplane.v1.WatchLockRequest\x1a\x15.controlplane.v1.Lock0\x01\x12P\n\x07Session\x12\x1f.controlplane.v1.SessionRequest\x1a .controlplane.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'controlplane.v1.lock_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACQUIREREQUEST']._serialized_start=81
-  _globals['_ACQUIREREQUEST']._serialized_end=267
-  _globals['_LOCKGRANT']._serialized_start=270
-  _globals['_LOCKGRANT']._serialized_end=450
-  _globals['_RENEWREQUEST']._serialized_start=452
-  _globals['_RENEWREQUEST']._serialized_end=560
-  _globals['_RELEASEREQUEST']._serialized_start=562
-  _globals['_RELEASEREQUEST']._serialized_end=661
-  _globals['_RELEASERESPONSE']._serialized_start=663
-  _globals['_RELEASERESPONSE']._serialized_end=715
-  _globals['_GETLOCKREQUEST']._serialized_start=717
-  _globals['_GETLOCKREQUEST']._serialized_end=747
-  _globals['_LOCK']._serialized_start=750
-  _globals['_LOCK']._serialized_end=954
-  _globals['_LOCKHOLDER']._serialized_start=957
-  _globals['_LOCKHOLDER']._serialized_end=1098
-  _globals['_LOCKWAITER']._serialized_start=1100
-  _globals['_LOCKWAITER']._serialized_end=1178
-  _globals['_LOCKSTATISTICS']._serialized_start=1181
-  _globals['_LOCKSTATISTICS']._serialized_end=1322
-  _globals['_LISTLOCKSREQUEST']._serialized_start=1324
-  _globals['_LISTLOCKSREQUEST']._serialized_end=1381
-  _globals['_LISTLOCKSRESPONSE']._serialized_start=1383
-  _globals['_LISTLOCKSRESPONSE']._serialized_end=1465
-  _globals['_FORCERELEASEREQUEST']._serialized_start=1467
-  _globals['_FORCERELEASEREQUEST']._serialized_end=1594
-  _globals['_FORCERELEASERESPONSE']._serialized_start=1596
-  _globals['_FORCERELEASERESPONSE']._serialized_end=1682
-  _globals['_WATCHLOCKREQUEST']._serialized_start=1684
-  _globals['_WATCHLOCKREQUEST']._serialized_end=1716
-  _globals['_LOCKSERVICE']._serialized_start=1719
-  _globals['_LOCKSERVICE']._serialized_end=2267
+  _globals['_ACQUIREREQUEST']._serialized_start=106
+  _globals['_ACQUIREREQUEST']._serialized_end=292
+  _globals['_LOCKGRANT']._serialized_start=295
+  _globals['_LOCKGRANT']._serialized_end=475
+  _globals['_RENEWREQUEST']._serialized_start=477
+  _globals['_RENEWREQUEST']._serialized_end=585
+  _globals['_RELEASEREQUEST']._serialized_start=587
+  _globals['_RELEASEREQUEST']._serialized_end=686
+  _globals['_RELEASERESPONSE']._serialized_start=688
+  _globals['_RELEASERESPONSE']._serialized_end=740
+  _globals['_GETLOCKREQUEST']._serialized_start=742
+  _globals['_GETLOCKREQUEST']._serialized_end=772
+  _globals['_LOCK']._serialized_start=775
+  _globals['_LOCK']._serialized_end=979
+  _globals['_LOCKHOLDER']._serialized_start=982
+  _globals['_LOCKHOLDER']._serialized_end=1123
+  _globals['_LOCKWAITER']._serialized_start=1125
+  _globals['_LOCKWAITER']._serialized_end=1203
+  _globals['_LOCKSTATISTICS']._serialized_start=1206
+  _globals['_LOCKSTATISTICS']._serialized_end=1347
+  _globals['_LISTLOCKSREQUEST']._serialized_start=1349
+  _globals['_LISTLOCKSREQUEST']._serialized_end=1406
+  _globals['_LISTLOCKSRESPONSE']._serialized_start=1408
+  _globals['_LISTLOCKSRESPONSE']._serialized_end=1490
+  _globals['_FORCERELEASEREQUEST']._serialized_start=1492
+  _globals['_FORCERELEASEREQUEST']._serialized_end=1619
+  _globals['_FORCERELEASERESPONSE']._serialized_start=1621
+  _globals['_FORCERELEASERESPONSE']._serialized_end=1707
+  _globals['_WATCHLOCKREQUEST']._serialized_start=1709
+  _globals['_WATCHLOCKREQUEST']._serialized_end=1741
+  _globals['_SESSIONREQUEST']._serialized_start=1743
+  _globals['_SESSIONREQUEST']._serialized_end=1804
+  _globals['_SESSIONCALL']._serialized_start=1807
+  _globals['_SESSIONCALL']._serialized_end=2012
+  _globals['_SESSIONRESPONSE']._serialized_start=2014
+  _globals['_SESSIONRESPONSE']._serialized_end=2080
+  _globals['_SESSIONANSWER']._serialized_start=2083
+  _globals['_SESSIONANSWER']._serialized_end=2256
+  _globals['_LOCKSERVICE']._serialized_start=2259
+  _globals['_LOCKSERVICE']._serialized_end=2889
 # @@protoc_insertion_point(module_scope)

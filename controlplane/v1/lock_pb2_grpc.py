@@ -70,6 +70,11 @@ class LockServiceStub:
                 request_serializer=controlplane_dot_v1_dot_lock__pb2.WatchLockRequest.SerializeToString,
                 response_deserializer=controlplane_dot_v1_dot_lock__pb2.Lock.FromString,
                 _registered_method=True)
+        self.Session = channel.stream_stream(
+                '/controlplane.v1.LockService/Session',
+                request_serializer=controlplane_dot_v1_dot_lock__pb2.SessionRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_lock__pb2.SessionResponse.FromString,
+                _registered_method=True)
 
 
 class LockServiceServicer:
@@ -126,6 +131,14 @@ class LockServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Session(self, request_iterator, context):
+        """Any number of Acquire, Renew and Release calls over one stream, for programs that hold many locks: a third of the cost
+        of a call each. Every call is answered once, in any order. The end of the stream withdraws the calls that wait.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LockServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -163,6 +176,11 @@ def add_LockServiceServicer_to_server(servicer, server):
                     servicer.WatchLock,
                     request_deserializer=controlplane_dot_v1_dot_lock__pb2.WatchLockRequest.FromString,
                     response_serializer=controlplane_dot_v1_dot_lock__pb2.Lock.SerializeToString,
+            ),
+            'Session': grpc.stream_stream_rpc_method_handler(
+                    servicer.Session,
+                    request_deserializer=controlplane_dot_v1_dot_lock__pb2.SessionRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_lock__pb2.SessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -355,6 +373,33 @@ class LockService:
             '/controlplane.v1.LockService/WatchLock',
             controlplane_dot_v1_dot_lock__pb2.WatchLockRequest.SerializeToString,
             controlplane_dot_v1_dot_lock__pb2.Lock.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Session(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/controlplane.v1.LockService/Session',
+            controlplane_dot_v1_dot_lock__pb2.SessionRequest.SerializeToString,
+            controlplane_dot_v1_dot_lock__pb2.SessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

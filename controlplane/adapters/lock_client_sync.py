@@ -1,0 +1,216 @@
+"""The blocking client of LockService, for threads. Import it from `lock_client`."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import grpc
+
+from controlplane.adapters.lock_wire import (
+    CALL_TIMEOUT_MS,
+    acquire_request,
+    error_of,
+    grant_of,
+    release_request,
+    renew_request,
+    renew_timeout_ms,
+)
+from controlplane.clock import Clock, SystemClock
+from controlplane.locks.errors import LockLostError
+from controlplane.locks.grant import Grant, Mode
+from controlplane.model.errors import UnavailableError, WeirError
+from controlplane.v1 import lock_pb2_grpc
+
+
+class SyncLockClient:
+    """Blocking, safe across threads. `channels` are open grpc channels to replicas."""
+
+    def __init__(self, channels: Sequence[grpc.Channel], *, clock: Clock | None = None) -> None:
+        self.clock: Clock = clock or SystemClock()
+        self._stubs: list[Any] = [lock_pb2_grpc.LockServiceStub(channel) for channel in channels]
+        self._at = 0
+
+    def acquire(
+        self,
+        name: str,
+        *,
+        owner: str,
+        ttl_ms: int,
+        wait_ms: int = 0,
+        mode: Mode | None = None,
+        shared: bool = False,
+        reentrant: bool = False,
+        request: str | None = None,
+    ) -> Grant:
+        """Acquire; meaning and errors of LockManager.acquire. `request` is a UUID."""
+        ask = acquire_request(name, {
+            "owner": owner, "ttl_ms": ttl_ms, "wait_ms": wait_ms, "mode": mode, "shared": shared,
+            "reentrant": reentrant, "request": request,
+        })  # fmt: skip
+        answer, sent = self._call("Acquire", ask, name, CALL_TIMEOUT_MS + wait_ms)
+        grant = grant_of(answer, ask, sent)
+        if grant.waited_ms <= ttl_ms // 2:
+            return grant
+        return self.renew(grant, mode=mode)
+
+    def renew(self, grant: Grant, *, ttl_ms: int | None = None, mode: Mode | None = None) -> Grant:
+        """Renew; LockLostError when the token does not hold the lock any more."""
+        ask = renew_request(grant.name, grant.owner, grant.token, ttl_ms or grant.ttl_ms, mode)
+        answer, sent = self._call("Renew", ask, grant.name, renew_timeout_ms(ask.ttl_ms))
+        fresh = grant_of(answer, ask, sent)
+        return replace(
+            grant, deadline_ms=fresh.deadline_ms, ttl_ms=ask.ttl_ms, verified=fresh.verified
+        )
+
+    def release(self, grant: Grant, *, whole: bool = True) -> int | None:
+        """Release; the entries left, None when the token did not hold the lock."""
+        ask = release_request(grant.name, grant.owner, grant.token, None, whole=whole)
+        answer, _ = self._call("Release", ask, grant.name, CALL_TIMEOUT_MS)
+        return answer.entries if answer.released else None
+
+    @contextmanager
+    def hold(
+        self,
+        name: str,
+        *,
+        ttl_ms: int,
+        owner: str = "",
+        wait_ms: int = 0,
+        mode: Mode | None = None,
+        shared: bool = False,
+        reentrant: bool = False,
+        on_lost: Callable[[LockLostError], None] | None = None,
+    ) -> Iterator[SyncHeld]:
+        """Hold for the body, renewed by a thread.
+
+        A thread cannot be cancelled: call `check()` before each effect, or be told by `on_lost`
+        (on the renewing thread) a tenth of the TTL before the time is over.
+        """
+        grant = self.acquire(
+            name, owner=owner or str(uuid.uuid4()), ttl_ms=ttl_ms, wait_ms=wait_ms, mode=mode,
+            shared=shared, reentrant=reentrant,
+        )  # fmt: skip
+        held = SyncHeld(self, grant, mode, on_lost)
+        held.start()
+        try:
+            yield held
+        finally:
+            held.stop()
+            try:
+                self.release(held.grant, whole=not reentrant)
+            except WeirError:
+                held.lost.set()  # the TTL frees it
+
+    @contextmanager
+    def hold_all(
+        self,
+        names: Sequence[str],
+        *,
+        ttl_ms: int,
+        owner: str = "",
+        wait_ms: int = 0,
+        mode: Mode | None = None,
+    ) -> Iterator[Mapping[str, SyncHeld]]:
+        """Hold several locks at once, taken in sorted order so that no two callers can deadlock.
+
+        `wait_ms` bounds the whole; what is held already is renewed while the rest is waited for.
+        """
+        owner = owner or str(uuid.uuid4())
+        until = self.clock.monotonic_ms() + wait_ms
+        with ExitStack() as stack:
+            held: dict[str, SyncHeld] = {}
+            for name in sorted(set(names)):
+                left = max(0, until - self.clock.monotonic_ms()) if wait_ms else 0
+                held[name] = stack.enter_context(
+                    self.hold(name, ttl_ms=ttl_ms, owner=owner, wait_ms=left, mode=mode)
+                )
+            yield held
+
+    def _call(self, method: str, ask: Any, name: str, timeout_ms: int) -> tuple[Any, int]:
+        last, count, first = UnavailableError("no replica was named"), len(self._stubs), self._at
+        for turn in range(count):
+            at = (first + turn) % count
+            stub, sent = self._stubs[at], self.clock.monotonic_ms()
+            try:
+                answer = getattr(stub, method)(ask, timeout=timeout_ms / 1000)
+            except grpc.RpcError as error:
+                found = error_of(error, name)
+                if not isinstance(found, UnavailableError):
+                    raise found from error
+                last = found
+                continue
+            self._at = at
+            return answer, sent
+        raise last
+
+
+class SyncHeld:
+    """A lock in the hand of a thread."""
+
+    def __init__(
+        self,
+        client: SyncLockClient,
+        grant: Grant,
+        mode: Mode | None,
+        on_lost: Callable[[LockLostError], None] | None,
+    ) -> None:
+        self._client = client
+        self._mode = mode
+        self._on_lost = on_lost
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name=f"lock-{grant.name}", daemon=True)
+        self.grant = grant
+        self.lost = threading.Event()
+        """Set when one may not act any more."""
+
+    @property
+    def token(self) -> int:
+        """The fencing token to present to guards."""
+        return self.grant.token.value
+
+    def remaining_ms(self) -> int:
+        """How long one may still act."""
+        margin = self.grant.ttl_ms // 10
+        return max(0, self.grant.deadline_ms - margin - self._client.clock.monotonic_ms())
+
+    def check(self) -> None:
+        """Raise LockLostError when one may not act any more."""
+        if self.lost.is_set() or not self.remaining_ms():
+            self.lost.set()
+            raise LockLostError(self.grant.name, "its time is over")
+
+    def start(self) -> None:
+        """Begin renewing."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End renewing."""
+        self._stop.set()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        why = "it could not be renewed in time"
+        while not self._stop.wait(self._pause_s()):
+            if not self.remaining_ms():
+                break
+            try:
+                self.grant = self._client.renew(self.grant, mode=self._mode)
+            except UnavailableError as error:
+                why = f"it could not be renewed in time: {error}"
+            except WeirError as error:
+                why = str(error)
+                break
+        if not self._stop.is_set():
+            self.lost.set()
+            if self._on_lost:
+                self._on_lost(LockLostError(self.grant.name, why))
+
+    def _pause_s(self) -> float:
+        left = self.grant.deadline_ms - self._client.clock.monotonic_ms()
+        due = left - self.grant.ttl_ms * 2 // 3
+        return max(min(due, self.remaining_ms()), min(50, self.grant.ttl_ms // 10)) / 1000

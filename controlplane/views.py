@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from controlplane.adapters.admin_changes import EffectView, Refusal
+from controlplane.adapters.admin_ports import EffectView, Refusal
 from controlplane.adapters.admin_service import LeaderView, Reads, VoteView
 from controlplane.adapters.planstore import EtcdPlanStore
 from controlplane.adapters.wire import unix_ms

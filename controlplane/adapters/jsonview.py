@@ -6,7 +6,8 @@ that can be unset (messages, `optional`) are left out when they are; plain field
 always there, so that a reader never has to guess a default. NaN and infinities, which JSON does
 not know, become null.
 
-The walk follows the descriptor: a new field of the API appears here by itself.
+The walk follows the descriptor: a new field of the API appears here by itself. Well-known types are
+told by their name, so that a command that meets none of them does not import protobuf's JSON.
 """
 
 from __future__ import annotations
@@ -16,11 +17,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from controlplane.clock import rfc3339
@@ -65,17 +62,27 @@ def _value(field: Any, value: Any) -> Any:
 def _message(value: Message) -> Any:
     if isinstance(value, Timestamp):
         return rfc3339(value.seconds * 1000 + value.nanos // _NS_PER_MS)
-    if isinstance(value, Duration):
-        return value.seconds + value.nanos / 1e9
-    if isinstance(value, AnyMessage):
-        return _any(value)
-    if isinstance(value, Struct | Value | ListValue):
-        return MessageToDict(value)
+    package, _, kind = value.DESCRIPTOR.full_name.rpartition(".")
+    if package != "google.protobuf":
+        return to_json(value)
+    if kind == "Duration":
+        duration = cast("Any", value)
+        return duration.seconds + duration.nanos / 1e9
+    if kind == "Any":
+        return _any(cast("Any", value))
+    if kind in {"Struct", "Value", "ListValue"}:
+        return _by_protobuf(value)
     return to_json(value)
 
 
-def _any(value: AnyMessage) -> dict[str, Any]:
+def _by_protobuf(value: Message) -> Any:
+    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 - see the top
+
+    return MessageToDict(value, preserving_proto_field_name=True)
+
+
+def _any(value: Any) -> dict[str, Any]:
     try:
-        return MessageToDict(value, preserving_proto_field_name=True)
+        return cast("dict[str, Any]", _by_protobuf(value))
     except (TypeError, KeyError, ValueError):  # a type this process does not know
         return {"@type": value.type_url, "value": base64.b64encode(value.value).decode()}

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from controlplane.adapters.jsonview import to_json
-from controlplane.cli.client import DEADLINE, FAILED, REFUSED, UNREACHABLE, CallError, Client
+from controlplane.cli.client import Client
 from controlplane.cli.durations import parse_ms, parse_s
-from controlplane.cli.output import Format, age, bar, console, percent, print_data, print_table
+from controlplane.cli.exits import DEADLINE, FAILED, REFUSED, UNREACHABLE, CallError
+from controlplane.cli.output import Format, Styled, age, bar, percent, print_data, print_table, say
 from controlplane.model.errors import InvalidInputError
 from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import admin_pb2_grpc as rpc
@@ -302,7 +302,8 @@ def _wait(client: Client, operation: Any, timeout_ms: int, fmt: Format) -> Any:
     while not operation.done and time.perf_counter() < end:
         if fmt is Format.TABLE and (operation.stage, operation.message) != said:
             said = (operation.stage, operation.message)
-            console().print(Text(f"… {operation.stage}: {operation.message}", style="dim"))
+            say(Styled(f"… {operation.stage}: {operation.message}", "dim"))
+            sys.stdout.flush()
         request = pb.WaitOperationRequest(id=operation.id, timeout_ms=800)
         try:
             operation = client.call(rpc.AdminServiceStub, "WaitOperation", request)
@@ -326,10 +327,7 @@ def _show(operation: Any, fmt: Format, *, effect: bool = True) -> None:
         if operation.converge_ms >= 0
         else ""
     )
-    console().print(
-        f"{operation.kind}{target}: {head}{took}. {operation.message} [{operation.id}]",
-        markup=False,
-    )
+    say(f"{operation.kind}{target}: {head}{took}. {operation.message} [{operation.id}]")
 
 
 def _show_effect(operation: Any) -> None:
@@ -347,8 +345,4 @@ def _show_effect(operation: Any) -> None:
         ],
     )
     for refusal in operation.effect.refusals:
-        console().print(
-            Text(
-                f"blocked by {refusal.rule}: {refusal.message}. {refusal.remedy}", style="bold red"
-            )
-        )
+        say(Styled(f"blocked by {refusal.rule}: {refusal.message}. {refusal.remedy}", "bold red"))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from controlplane import config
-from controlplane.cli.client import USAGE
+from controlplane.cli.exits import USAGE
 from controlplane.cli.output import Format, print_data
 
 

@@ -11,18 +11,13 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
-from controlplane.model.errors import WeirError
+from controlplane.cli.exits import DEADLINE, FAILED, REFUSED, UNREACHABLE, USAGE, CallError
 
 DEFAULT_SERVER: Final = "127.0.0.1:7700"
 DEFAULT_STATE_DIR: Final = ".weir/dev"
 ATTEMPT_S: Final = 1.5
 """Deadline of one attempt at one replica: a hung replica accepts connections and never answers."""
-
-OK, FAILED, USAGE, REFUSED, UNREACHABLE, DEADLINE = range(6)
-"""Exit codes of the contract."""
 
 _RETRY_ELSEWHERE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 _EXIT = {
@@ -33,14 +28,6 @@ _EXIT = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DEADLINE,
 }
 R = TypeVar("R")
-
-
-class CallError(WeirError):
-    """A call failed. `exit_code` is the contract's; the message is for a person."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def state_dir() -> Path:
@@ -162,10 +149,19 @@ def _explain(error: Any, addresses: Sequence[str]) -> CallError:
             "WEIR_SERVER, or start a local topology with `weir dev`",
             UNREACHABLE,
         )
-    status = rpc_status.from_call(error)
-    for detail in status.details if status else ():
-        refusal = error_details_pb2.PreconditionFailure()
-        if detail.Unpack(refusal):
-            rules = ", ".join(v.subject for v in refusal.violations)
-            message = f"refused by {rules}: {message}"
-    return CallError(message, exit_code)
+    rules = _rules(error.trailing_metadata() or ())
+    return CallError(f"refused by {rules}: {message}" if rules else message, exit_code)
+
+
+def _rules(metadata: Sequence[tuple[str, Any]]) -> str:
+    """Return the safety rules that refused a call, from the details of its status."""
+    from google.rpc import error_details_pb2, status_pb2  # noqa: PLC0415 - only when a call failed
+
+    rules: list[str] = []
+    for key, value in metadata:
+        if key == "grpc-status-details-bin":
+            for detail in status_pb2.Status.FromString(value).details:
+                refusal = error_details_pb2.PreconditionFailure()
+                if detail.Unpack(refusal):
+                    rules += [violation.subject for violation in refusal.violations]
+    return ", ".join(rules)

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import typer
-from rich.text import Text
-
 from controlplane import __version__
-from controlplane.cli.client import FAILED, UNREACHABLE, CallError, Client
-from controlplane.cli.output import Format, age, print_data, print_table
+from controlplane.cli.exits import FAILED, UNREACHABLE, CallError
+from controlplane.cli.options import Options
+from controlplane.cli.output import Format, Styled, age, print_data, print_table
 from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import admin_pb2_grpc as rpc
 
@@ -43,9 +42,9 @@ class Finding:
     remedy: str = ""
 
 
-def doctor(ctx: typer.Context) -> None:
+def doctor(options: Options) -> None:
     """Check clock, etcd, Redis, certificates, versions and agents."""
-    client: Client = ctx.obj.client()
+    client = options.client()
     findings: list[Finding] = []
     unreachable = False
     try:
@@ -61,11 +60,11 @@ def doctor(ctx: typer.Context) -> None:
     path = os.environ.get("WEIR_CONFIG")
     if path:
         findings += _from_config(Path(path))
-    _print(findings, ctx.obj.format)
+    _print(findings, options.format)
     if unreachable:
-        raise typer.Exit(UNREACHABLE)
+        sys.exit(UNREACHABLE)
     if any(finding.result == "failed" for finding in findings):
-        raise typer.Exit(FAILED)
+        sys.exit(FAILED)
 
 
 def _leader(status: Any) -> Iterator[Finding]:
@@ -226,5 +225,5 @@ def _print(findings: list[Finding], fmt: Format) -> None:
     }
     print_table(
         ["CHECK", "RESULT", "SEEN", "WHAT TO DO"],
-        [(f.check, Text(*marks[f.result]), f.seen, f.remedy) for f in findings],
+        [(f.check, Styled(*marks[f.result]), f.seen, f.remedy) for f in findings],
     )

@@ -30,7 +30,6 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
             "drill",
         )
     },
-    "doctor": ("controlplane.cli.doctor", "doctor"),
     "check-config": ("controlplane.cli.check", "check_config"),
     "simulate": ("controlplane.cli.simulate", "simulate"),
     "replay": ("controlplane.cli.replay", "replay"),

@@ -18,8 +18,9 @@ from typing import Annotated, Any, Final
 import typer
 
 from controlplane.adapters.jsonview import to_json
+from controlplane.cli import lock_read
 from controlplane.cli.client import ATTEMPT_S, Client
-from controlplane.cli.output import Format, age, print_data, print_table
+from controlplane.cli.output import Format, print_data
 from controlplane.model.errors import InvalidInputError
 from controlplane.v1 import lock_pb2 as pb
 from controlplane.v1 import lock_pb2_grpc as rpc
@@ -107,31 +108,19 @@ def release(
         print(f"{name}: released" if answer.released else f"{name}: was not held by {token}")
 
 
-@app.command("get")
+@app.command("get", help=lock_read.get.__doc__)
 def get_lock(ctx: typer.Context, name: Name) -> None:
-    """Show one lock: holders, ages, waiters, statistics."""
-    answer = _call(ctx, "GetLock", pb.GetLockRequest(name=name))
-    if not _machine(ctx, to_json(answer)):
-        _print_locks([answer])
+    """Show one lock."""
+    lock_read.get(ctx.obj, name)
 
 
-@app.command("list")
+@app.command("list", help=lock_read.list_held.__doc__)
 def list_locks(
     ctx: typer.Context,
     limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most.")] = 1000,
 ) -> None:
-    """Show the locks that are held, by name."""
-    locks: dict[str, Any] = {}
-    page = ""
-    while len(locks) < limit:
-        answer = _call(ctx, "ListLocks", pb.ListLocksRequest(page_size=1000, page_token=page))
-        locks |= {lock.name: lock for lock in answer.locks}
-        page = answer.next_page_token
-        if not page:
-            break
-    found = [locks[name] for name in sorted(locks)][:limit]
-    if not _machine(ctx, {"locks": [to_json(lock) for lock in found]}):
-        _print_locks(found)
+    """List the locks."""
+    lock_read.list_held(ctx.obj, limit=limit)
 
 
 @app.command("force-release")
@@ -179,21 +168,6 @@ def _print_grant(ctx: typer.Context, grant: Any) -> None:
         f"{grant.name}: held by {grant.owner}, token {grant.token} "
         f"(epoch {grant.epoch}, counter {grant.counter}), {grant.expires_in_ms} ms left, {vouched}"
     )
-
-
-def _print_locks(locks: list[Any]) -> None:
-    rows = [_row(lock, holder) for lock in locks for holder in lock.holders or [None]]
-    print_table(("lock", "holder", "token", "age", "left", "", "waiting"), rows)
-
-
-def _row(lock: Any, holder: Any) -> tuple[str, ...]:
-    shared, waiting = "shared" if lock.shared else "", str(lock.waiters)
-    if holder is None:
-        return (lock.name, "free", "", "", "", shared, waiting)
-    left = f"{holder.expires_in_ms} ms"
-    return (
-        lock.name, holder.owner, str(holder.token), age(holder.age_ms), left, shared, waiting,
-    )  # fmt: skip
 
 
 def _mode(text: str) -> str:

@@ -6,81 +6,76 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-from rich.text import Text
-
+from controlplane import __version__
 from controlplane.adapters.jsonview import to_json
-from controlplane.cli.client import Client
+from controlplane.cli.options import Options
 from controlplane.cli.output import (
     Format,
+    Styled,
     age,
     bar,
-    console,
     percent,
     print_data,
     print_table,
+    say,
     word,
 )
 from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import admin_pb2_grpc as rpc
 
-Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="At most this many.")]
 STAGES = ("suspect", "decide", "commit", "converge")
 
 
-def _ask(ctx: typer.Context, method: str, request: Any) -> Any:
-    client: Client = ctx.obj.client()
-    return client.call(rpc.AdminServiceStub, method, request)
+def _ask(options: Options, method: str, request: Any) -> Any:
+    return options.client().call(rpc.AdminServiceStub, method, request)
 
 
-def _machine(ctx: typer.Context, data: Any) -> bool:
+def _machine(options: Options, data: Any) -> bool:
     """Print for machines if that was asked for; tell whether it was."""
-    fmt: Format = ctx.obj.format
-    if fmt is Format.TABLE:
+    if options.format is Format.TABLE:
         return False
-    print_data(data, fmt)
+    print_data(data, options.format)
     return True
 
 
-def status(ctx: typer.Context) -> None:
+def status(options: Options) -> None:
     """Show everything needed in the first five seconds."""
-    answer = _ask(ctx, "GetStatus", pb.GetStatusRequest())
-    if _machine(ctx, to_json(answer)):
+    answer = _ask(options, "GetStatus", pb.GetStatusRequest())
+    if _machine(options, to_json(answer)):
         return
-    out = console()
     flags = [name for name in ("frozen", "panic") if getattr(answer, name)]
     if not answer.coordinated:
         flags.append("NO ETCD QUORUM: last known good")
     leader = f"{answer.leader} (term {answer.term})" if answer.leader else "none known"
-    head = Text.assemble(
-        (answer.cluster or "weir", "bold"), f"  epoch {answer.plan_epoch}  leader {leader}  "
+    say(
+        Styled(answer.cluster or "weir", "bold"),
+        f"  epoch {answer.plan_epoch}  leader {leader}  ",
+        Styled("  ".join(flags), "bold red"),
     )
-    head.append("  ".join(flags), style="bold red")
-    out.print(head)
     for alarm in answer.alarms:
-        out.print(Text(f"! {alarm}", style="yellow"))
+        say(Styled(f"! {alarm}", "yellow"))
     if answer.HasField("failover"):
-        out.print(_failover_line(answer.failover))
+        say(_failover_line(answer.failover))
     _regions_table(answer.plan)
     _routes_table(answer.plan.routes)
     if answer.laggards:
         names = ", ".join(f"{s.subscriber} (at {s.applied_epoch})" for s in answer.laggards)
-        out.print(Text(f"not yet applied by {names}", style="yellow"))
+        say(Styled(f"not yet applied by {names}", "yellow"))
     else:
-        out.print(Text(f"applied by all {answer.subscribers} live subscribers", style="dim"))
+        say(Styled(f"applied by all {answer.subscribers} live subscribers", "dim"))
 
 
-def _failover_line(failover: pb.Failover) -> Text:
+def _failover_line(failover: pb.Failover) -> Styled:
     stages = "  ".join(
         f"{stage} {age(ms) if (ms := getattr(failover, stage + '_ms')) >= 0 else '…'}"
         for stage in STAGES
     )
-    return Text(
+    return Styled(
         f"failover {failover.id} from {failover.from_region} ({failover.kind}): {stages}  "
         f"budget left {age(max(0, failover.budget_remaining_ms))}",
-        style="bold yellow",
+        "bold yellow",
     )
 
 
@@ -124,10 +119,10 @@ def _routes_table(routes: Iterable[Any]) -> None:
     print_table(["CHANNEL", "WEIGHTS", ">SHED", "WHY"], rows)
 
 
-def regions(ctx: typer.Context) -> None:
+def regions(options: Options) -> None:
     """List the regions with verdict, evidence, load and capacity."""
-    answer = _ask(ctx, "ListRegions", pb.ListRegionsRequest())
-    if _machine(ctx, to_json(answer)):
+    answer = _ask(options, "ListRegions", pb.ListRegionsRequest())
+    if _machine(options, to_json(answer)):
         return
     print_table(
         [
@@ -160,10 +155,10 @@ def regions(ctx: typer.Context) -> None:
     )
 
 
-def channels(ctx: typer.Context) -> None:
+def channels(options: Options) -> None:
     """List the channels with weights and breakers."""
-    answer = _ask(ctx, "ListChannels", pb.ListChannelsRequest())
-    if _machine(ctx, to_json(answer)):
+    answer = _ask(options, "ListChannels", pb.ListChannelsRequest())
+    if _machine(options, to_json(answer)):
         return
     print_table(
         ["CHANNEL", "REGIONS", "WEIGHTS", "BREAKERS", ">SHED"],
@@ -181,18 +176,18 @@ def channels(ctx: typer.Context) -> None:
     )
 
 
-def routes(ctx: typer.Context) -> None:
+def routes(options: Options) -> None:
     """Show the weights in force and the rules that shaped them."""
-    answer = _ask(ctx, "GetStatus", pb.GetStatusRequest())
-    if _machine(ctx, to_json(answer.plan)):
+    answer = _ask(options, "GetStatus", pb.GetStatusRequest())
+    if _machine(options, to_json(answer.plan)):
         return
     _routes_table(answer.plan.routes)
 
 
-def breakers(ctx: typer.Context) -> None:
+def breakers(options: Options) -> None:
     """Show the breaker of every cell."""
-    answer = _ask(ctx, "GetStatus", pb.GetStatusRequest())
-    if _machine(ctx, {"breakers": to_json(answer.plan)["breakers"]}):
+    answer = _ask(options, "GetStatus", pb.GetStatusRequest())
+    if _machine(options, {"breakers": to_json(answer.plan)["breakers"]}):
         return
     print_table(
         ["REGION", "CHANNEL", "STATE", "SINCE", "OPEN UNTIL", "CAUSE"],
@@ -210,10 +205,10 @@ def breakers(ctx: typer.Context) -> None:
     )
 
 
-def agents(ctx: typer.Context, limit: Limit = 100) -> None:
+def agents(options: Options, *, limit: int = 100) -> None:
     """List the agents that report."""
-    answer = _ask(ctx, "ListAgents", pb.ListAgentsRequest(page_size=limit))
-    if _machine(ctx, to_json(answer)):
+    answer = _ask(options, "ListAgents", pb.ListAgentsRequest(page_size=limit))
+    if _machine(options, to_json(answer)):
         return
     print_table(
         ["REGION", "AGENT", "REPLICA", ">EPOCH", ">AGE"],
@@ -221,24 +216,20 @@ def agents(ctx: typer.Context, limit: Limit = 100) -> None:
     )
 
 
-def _event_row(event: Any) -> tuple[str, Text, str, str, str]:
+def _event_row(event: Any) -> tuple[str, Styled, str, str, str]:
     item = to_json(event)
     where = "/".join(part for part in (item["region"], item["channel"]) if part)
-    kind = Text(item["kind"], style="bold red" if item["severity"] == "critical" else "")
+    kind = Styled(item["kind"], "bold red" if item["severity"] == "critical" else "")
     return item["at"], kind, where, str(item["epoch"]), item["message"]
 
 
-def events(
-    ctx: typer.Context,
-    limit: Limit = 20,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones.")] = False,
-) -> None:
+def events(options: Options, *, limit: int = 20, follow: bool = False) -> None:
     """Show what happened and why; the newest last."""
     if follow:
-        _follow(ctx, limit)
+        _follow(options, limit)
         return
-    answer = _ask(ctx, "ListEvents", pb.ListEventsRequest(page_size=limit))
-    if _machine(ctx, to_json(answer)):
+    answer = _ask(options, "ListEvents", pb.ListEventsRequest(page_size=limit))
+    if _machine(options, to_json(answer)):
         return
     print_table(
         ["AT", "EVENT", "WHERE", ">EPOCH", "WHAT"],
@@ -246,27 +237,27 @@ def events(
     )
 
 
-def _follow(ctx: typer.Context, limit: int) -> None:
-    client: Client = ctx.obj.client()
+def _follow(options: Options, limit: int) -> None:
     seen = 0
-    for event in client.stream(
+    for event in options.client().stream(
         rpc.AdminServiceStub, "WatchEvents", lambda: pb.WatchEventsRequest(backlog=limit)
     ):
         if event.id <= seen:
             continue
         seen = event.id
-        if ctx.obj.format is Format.TABLE:
+        if options.format is Format.TABLE:
             at, kind, where, epoch, what = _event_row(event)
-            console().print(Text(f"{at}  "), kind, Text(f"  {where}  epoch {epoch}  {what}"))
+            say(f"{at}  ", kind, f"  {where}  epoch {epoch}  {what}")
+            sys.stdout.flush()
         else:
             sys.stdout.write(json.dumps(to_json(event)) + "\n")
             sys.stdout.flush()
 
 
-def failovers(ctx: typer.Context, limit: Limit = 20) -> None:
+def failovers(options: Options, *, limit: int = 20) -> None:
     """List failovers with the time of every stage against the budget."""
-    answer = _ask(ctx, "ListFailovers", pb.ListFailoversRequest(page_size=limit))
-    if _machine(ctx, to_json(answer)):
+    answer = _ask(options, "ListFailovers", pb.ListFailoversRequest(page_size=limit))
+    if _machine(options, to_json(answer)):
         return
     print_table(
         [
@@ -296,12 +287,12 @@ def failovers(ctx: typer.Context, limit: Limit = 20) -> None:
     )
 
 
-def explain(ctx: typer.Context, channel: str) -> None:
+def explain(options: Options, channel: str) -> None:
     """Tell why a channel's weights are what they are, rule by rule."""
-    answer = _ask(ctx, "ExplainRoute", pb.ExplainRouteRequest(channel=channel))
-    if _machine(ctx, to_json(answer)):
+    answer = _ask(options, "ExplainRoute", pb.ExplainRouteRequest(channel=channel))
+    if _machine(options, to_json(answer)):
         return
-    console().print(Text(f"{channel} at epoch {answer.epoch}", style="bold"))
+    say(Styled(f"{channel} at epoch {answer.epoch}", "bold"))
     print_table(
         ["RULE", "WEIGHTS", "WHAT IT DID"],
         [
@@ -313,3 +304,9 @@ def explain(ctx: typer.Context, channel: str) -> None:
             for step in answer.steps
         ],
     )
+
+
+def version(options: Options) -> None:
+    """Print the version."""
+    if not _machine(options, {"version": __version__}):
+        print(f"weir {__version__}")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from controlplane.cli.client import FAILED, USAGE
+from controlplane.cli.exits import FAILED, USAGE
 from controlplane.cli.output import Format, print_data
 from controlplane.decision.log import replay as replay_lines
 from controlplane.model.errors import InvalidInputError

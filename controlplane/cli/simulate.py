@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from controlplane.cli.client import USAGE
+from controlplane.cli.exits import USAGE
 from controlplane.cli.output import Format, print_data
 from controlplane.model.errors import InvalidInputError
 from controlplane.simulation.demo import demo_topology

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from controlplane.cli import lazy
-from controlplane.cli.main import app
+from controlplane.cli.app import app
 from tests.observability.promtool import ROOT, alerts
 
 PAGES = ROOT / "docs/runbooks"

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from typer.testing import CliRunner
 
-from controlplane.cli.main import app
+from controlplane.cli.app import app
 from controlplane.cli.replay import replay
 from controlplane.cli.simulate import simulate
 from controlplane.decision.log import DecisionLog

@@ -1,0 +1,249 @@
+"""One change: checked, worked out, judged by the rules, written once, told alike to every repeat.
+
+One transaction writes the intent, the operation (which is also the audit record: who, what, why,
+before and after) and the answer under the caller's request_id. A repeat of the request, at
+whatever replica, reads that answer and changes nothing. What a change would do is computed by the
+code that will carry it out; a safety rule that says no is named with its numbers and the way
+around it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import grpc
+import structlog
+
+from controlplane.adapters.admin_ports import Caller, IntentStore, WhatIf
+from controlplane.adapters.admin_transitions import Change
+from controlplane.adapters.wire import encode_route, timestamp
+from controlplane.clock import Clock
+from controlplane.model.errors import (
+    AmbiguousError,
+    InvalidInputError,
+    RefusedError,
+    UnavailableError,
+)
+from controlplane.model.intents import Intents
+from controlplane.ports import Delete, KeyValue, Put
+from controlplane.v1 import admin_pb2 as pb
+
+log = structlog.get_logger(__name__)
+
+REASON_MAX: Final = 500
+TTL_MAX_S: Final = 604_800
+TTL_DEFAULT_S: Final = {
+    "drain": 86_400,
+    "failover": 86_400,
+    "freeze": 14_400,
+    "failback": 3_600,
+    "override": 0,
+}
+"""How long an intent holds unless the caller says otherwise; an override must say."""
+OPERATION_TTL_S: Final = TTL_MAX_S
+RACES_MAX: Final = 20
+"""How often a change is worked out anew because another came in between."""
+
+
+class Changer:
+    """Makes changes, each once."""
+
+    def __init__(
+        self,
+        *,
+        intents: IntentStore,
+        what_if: WhatIf,
+        progress: Callable[[pb.Operation], pb.Operation],
+        caller: Caller,
+        clock: Clock,
+    ) -> None:
+        self._intents = intents
+        self._what_if = what_if
+        self._progress = progress
+        self._caller = caller
+        self._clock = clock
+
+    async def make(
+        self, request: Any, context: grpc.aio.ServicerContext, work_out: Callable[[Intents], Change]
+    ) -> pb.Operation:
+        """Make the change that `work_out` finds for the intents that hold, and answer with it."""
+        mutation: pb.Mutation = request.mutation
+        self._check(mutation)
+        fingerprint = request.SerializeToString(deterministic=True)
+        for _ in range(RACES_MAX):
+            try:
+                first = await self._first_answer(mutation, fingerprint)
+                return first or await self._attempt(mutation, context, work_out, fingerprint)
+            except RefusedError as error:
+                # somebody else's change came in between: look again, unless the caller minds
+                if error.rule != "etag" or mutation.etag:
+                    raise
+            except AmbiguousError:
+                continue  # it may have happened: the record of the request tells
+        raise UnavailableError("too many changes at once; repeat with the same request_id", 200)
+
+    async def _first_answer(self, mutation: pb.Mutation, fingerprint: bytes) -> pb.Operation | None:
+        """Return the answer this request got before, None when it is new."""
+        if mutation.validate_only or await self._intents.answered(mutation.request_id) is None:
+            return None
+        # `apply` compares the fingerprint and refuses another request under the same id
+        done = await self._intents.apply(mutation.request_id, (), b"", fingerprint=fingerprint)
+        return self._progress(pb.Operation.FromString(done.answer))
+
+    async def _attempt(
+        self,
+        mutation: pb.Mutation,
+        context: grpc.aio.ServicerContext,
+        work_out: Callable[[Intents], Change],
+        fingerprint: bytes,
+    ) -> pb.Operation:
+        seen = await self._intents.generation()
+        stored = await self._intents.raw()
+        now = await self._intents.read()
+        etag = _etag(seen, stored)
+        if mutation.etag and mutation.etag != etag:
+            raise RefusedError("etag", "it changed since you read it; read again and retry")
+        change = work_out(now)
+        by, roles = self._caller(context)
+        operation = await self._describe(change, now, mutation, by, etag)
+        self._obey_rules(operation, mutation, roles)
+        if mutation.validate_only:
+            return operation
+        unmoved, moved = self._intents.next_generation(seen, operation.id)
+        effects = [moved, *await self._effects(change, operation, mutation, by)]
+        applied = await self._intents.apply(
+            mutation.request_id,
+            effects,
+            operation.SerializeToString(),
+            fingerprint=fingerprint,
+            compares=(unmoved,),
+        )
+        if not applied.repeated:
+            log.info(
+                "operator_change",
+                kind=change.kind,
+                target=change.target,
+                by=by,
+                reason=mutation.reason,
+                request_id=mutation.request_id,
+                operation=operation.id,
+                unchanged=operation.effect.unchanged,
+            )
+        return self._progress(pb.Operation.FromString(applied.answer))
+
+    def _check(self, mutation: pb.Mutation) -> None:
+        if not mutation.validate_only or mutation.request_id:
+            try:
+                uuid.UUID(mutation.request_id)
+            except ValueError:
+                raise InvalidInputError(
+                    "mutation.request_id", "must be a UUID drawn by the caller, e.g. from uuidgen"
+                ) from None
+        if not mutation.reason.strip() and not mutation.validate_only:
+            raise InvalidInputError("mutation.reason", "is required: say why (--reason '…')")
+        if len(mutation.reason) > REASON_MAX or not mutation.reason.isprintable():
+            raise InvalidInputError(
+                "mutation.reason", f"must be printable and at most {REASON_MAX} characters"
+            )
+        if not 0 <= mutation.ttl_s <= TTL_MAX_S:
+            raise InvalidInputError("mutation.ttl_s", f"must be 0 to {TTL_MAX_S}")
+
+    async def _describe(
+        self, change: Change, now: Intents, mutation: pb.Mutation, by: str, etag: str
+    ) -> pb.Operation:
+        view = await self._what_if(change.after)
+        wall_ms = self._clock.wall_ms()
+        unchanged = not change.puts and not change.deletes
+        operation = pb.Operation(
+            id=f"op-{uuid.uuid4()}",
+            kind=change.kind,
+            target=change.target,
+            stage="completed" if unchanged else "accepted",
+            done=unchanged,
+            by=by,
+            reason=mutation.reason,
+            created_at=timestamp(wall_ms),
+            etag=etag,
+            validate_only=mutation.validate_only,
+            hold_s=change.hold_s,
+            commit_ms=-1,
+            converge_ms=-1,
+            message="already so; nothing changed" if unchanged else "",
+            effect=pb.Effect(
+                routes=[encode_route(route) for route in view.routes],
+                regions=[
+                    pb.RegionEffect(
+                        region=name,
+                        load_before_bp=before,
+                        load_after_bp=after,
+                        utilisation_after_bp=used,
+                    )
+                    for name, before, after, used in view.regions
+                ],
+                refusals=[
+                    pb.RuleRefusal(rule=r.rule, message=r.message, remedy=r.remedy)
+                    for r in view.refusals
+                ],
+                unchanged=unchanged or change.after == now,
+            ),
+        )
+        ttl_s = self._ttl(change, mutation)
+        if change.puts and ttl_s:
+            operation.expires_at.CopyFrom(timestamp(wall_ms + ttl_s * 1000))
+        return operation
+
+    def _obey_rules(
+        self, operation: pb.Operation, mutation: pb.Mutation, roles: frozenset[str]
+    ) -> None:
+        """Refuse what a safety rule forbids, unless it is overridden by somebody who may."""
+        if operation.effect.unchanged:
+            return
+        if mutation.override_rules and "breakglass" not in roles:
+            raise RefusedError("breakglass", "overriding a safety rule needs the role breakglass")
+        standing = [r for r in operation.effect.refusals if r.rule not in mutation.override_rules]
+        if standing and not mutation.validate_only:
+            first = standing[0]
+            remedy = f" {first.remedy}" if first.remedy else ""
+            raise RefusedError(
+                first.rule,
+                f"{first.message}.{remedy} To override: --override-rule {first.rule}"
+                " (role breakglass); the change then expires",
+            )
+
+    @staticmethod
+    def _ttl(change: Change, mutation: pb.Mutation) -> int:
+        return mutation.ttl_s or TTL_DEFAULT_S.get(change.kind, 3_600)
+
+    async def _effects(
+        self, change: Change, operation: pb.Operation, mutation: pb.Mutation, by: str
+    ) -> list[Put | Delete]:
+        ttl_s = self._ttl(change, mutation)
+        effects: list[Put | Delete] = [
+            self._intents.intent_delete(kind, name) for kind, name in change.deletes
+        ]
+        for kind, name, body in change.puts:
+            effects.append(
+                await self._intents.intent_put(
+                    kind,
+                    name,
+                    reason=mutation.reason,
+                    by=by,
+                    ttl_s=ttl_s,
+                    operation=operation.id,
+                    **body,
+                )
+            )
+        effects.append(
+            await self._intents.operation_put(
+                operation.id, operation.SerializeToString(), OPERATION_TTL_S
+            )
+        )
+        return effects
+
+
+def _etag(seen: int, stored: Sequence[KeyValue]) -> str:
+    marks = f"{seen};" + ",".join(f"{kv.key.decode()}@{kv.mod_revision}" for kv in stored)
+    return hashlib.sha256(marks.encode()).hexdigest()[:16]

@@ -1,0 +1,113 @@
+"""Changes as functions of the intents that hold now: what to write so that the asked-for holds.
+
+Pure, one function a command. Asking for what already holds gives a change without writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from controlplane.model.ids import ChannelName, RegionName
+from controlplane.model.intents import Drain, Freeze, Intents, Override
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One change worked out: the intents afterwards and the writes that bring them about."""
+
+    kind: str
+    target: str
+    after: Intents
+    puts: tuple[tuple[str, str, dict[str, Any]], ...] = ()
+    deletes: tuple[tuple[str, str], ...] = ()
+    hold_s: int = 0
+
+
+def drain(now: Intents, region: RegionName, kind: str, *, hold_s: int = 0) -> Change:
+    """Take a region out: gradually (drain), at once (failover), or as an exercise (drill)."""
+    held = next((d for d in now.drains if d.region == region), None)
+    immediate, drill = kind != "drain", kind == "drill"
+    if held is not None and held.immediate >= immediate and not drill:
+        return Change(kind=kind, target=region, after=now)
+    drain = Drain(region=region, reason="", immediate=immediate, drill=drill)
+    others = tuple(d for d in now.drains if d.region != region)
+    after = replace(
+        now,
+        drains=tuple(sorted((*others, drain), key=lambda d: d.region)),
+        failback=tuple(r for r in now.failback if r != region),
+    )
+    return Change(
+        kind=kind,
+        target=region,
+        after=after,
+        puts=(("drain", region, {"immediate": immediate, "drill": drill, "hold_s": hold_s}),),
+        deletes=(("failback", region),) if region in now.failback else (),
+        hold_s=hold_s,
+    )
+
+
+def undrain(now: Intents, region: RegionName) -> Change:
+    """End a drain, a failover or a drill."""
+    if all(d.region != region for d in now.drains):
+        return Change(kind="undrain", target=region, after=now)
+    after = replace(now, drains=tuple(d for d in now.drains if d.region != region))
+    return Change(kind="undrain", target=region, after=after, deletes=(("drain", region),))
+
+
+def failback(now: Intents, region: RegionName) -> Change:
+    """Let a region return now."""
+    if region in now.failback and all(d.region != region for d in now.drains):
+        return Change(kind="failback", target=region, after=now)
+    after = replace(
+        now,
+        drains=tuple(d for d in now.drains if d.region != region),
+        failback=tuple(sorted({*now.failback, region})),
+    )
+    return Change(
+        kind="failback",
+        target=region,
+        after=after,
+        puts=(("failback", region, {}),),
+        deletes=(("drain", region),) if any(d.region == region for d in now.drains) else (),
+    )
+
+
+def freeze(now: Intents, reason: str) -> Change:
+    """Forbid automatic change."""
+    if now.freeze is not None:
+        return Change(kind="freeze", target="", after=now)
+    after = replace(now, freeze=Freeze(reason=reason))
+    return Change(kind="freeze", target="", after=after, puts=(("freeze", "all", {}),))
+
+
+def unfreeze(now: Intents) -> Change:
+    """Allow automatic change again."""
+    if now.freeze is None:
+        return Change(kind="unfreeze", target="", after=now)
+    return Change(
+        kind="unfreeze", target="", after=replace(now, freeze=None), deletes=(("freeze", "all"),)
+    )
+
+
+def override(
+    now: Intents, channel: ChannelName, weights: tuple[tuple[RegionName, int], ...]
+) -> Change:
+    """Fix a channel's weights."""
+    if any(o.channel == channel and o.weights == weights for o in now.overrides):
+        return Change(kind="override", target=channel, after=now)
+    others = tuple(o for o in now.overrides if o.channel != channel)
+    added = Override(channel=channel, weights=weights, reason="")
+    after = replace(now, overrides=tuple(sorted((*others, added), key=lambda o: o.channel)))
+    body = {"weights": {str(region): bp for region, bp in weights}}
+    return Change(kind="override", target=channel, after=after, puts=(("override", channel, body),))
+
+
+def clear(now: Intents, channel: ChannelName) -> Change:
+    """End an override."""
+    if all(o.channel != channel for o in now.overrides):
+        return Change(kind="clear_override", target=channel, after=now)
+    after = replace(now, overrides=tuple(o for o in now.overrides if o.channel != channel))
+    return Change(
+        kind="clear_override", target=channel, after=after, deletes=(("override", channel),)
+    )

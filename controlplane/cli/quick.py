@@ -1,0 +1,165 @@
+"""The quick way to a read command: its arguments are parsed here, without typer.
+
+Theory. Of the 300 ms that a read command may take, typer with pydantic alone would need more than
+the call itself. The reads have a handful of options, so this module takes the plain cases. It never
+explains anything: whatever it does not understand (help, completion, an unknown option, a number
+out of range) it leaves to typer, which then parses the same line and says what is wrong.
+
+`import grpc` loads its asyncio half with it, which costs as much again as the rest of it. A client
+of one blocking call never touches it, so it is put off until somebody does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from controlplane.cli.options import Options
+
+GLOBAL: Final = ("-o", "--output", "--config", "--server", "--ca-file", "--cert-file",
+                 "--key-file", "--server-name")  # fmt: skip
+"""Global options; each takes a value."""
+_LIMIT: Final = {"--limit": "limit"}
+_FOLLOW: Final = {"--follow": "follow", "-f": "follow"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A read command: where it lives, its words, numbers (with their largest) and flags."""
+
+    module: str = "controlplane.cli.read"
+    function: str
+    words: int = 0
+    numbers: dict[str, str] = field(default_factory=dict)
+    most: int = 1000
+    flags: dict[str, str] = field(default_factory=dict)
+
+
+_LOCKS: Final = "controlplane.cli.lock_read"
+COMMANDS: Final[dict[tuple[str, ...], Command]] = {
+    **{
+        (name,): Command(function=name)
+        for name in ("status", "regions", "channels", "routes", "breakers", "version")
+    },
+    ("agents",): Command(function="agents", numbers=_LIMIT),
+    ("failovers",): Command(function="failovers", numbers=_LIMIT),
+    ("events",): Command(function="events", numbers=_LIMIT, flags=_FOLLOW),
+    ("explain",): Command(function="explain", words=1),
+    ("doctor",): Command(module="controlplane.cli.doctor", function="doctor"),
+    ("lock", "get"): Command(module=_LOCKS, function="get", words=1),
+    ("lock", "list"): Command(module=_LOCKS, function="list_held", numbers=_LIMIT, most=100_000),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A line understood: the command, its arguments, and the global options given."""
+
+    command: Command
+    words: tuple[str, ...]
+    named: dict[str, Any]
+    globals: dict[str, str]
+
+
+def parse(argv: Sequence[str]) -> Call | None:
+    """Understand a line, or return None: then it is typer's."""
+    given: dict[str, str] = {}
+    rest: list[str] = []
+    items = iter(argv)
+    for item in items:
+        name, equals, value = item.partition("=")
+        if name in GLOBAL:
+            taken = value if equals else next(items, None)
+            if taken is None:
+                return None
+            given["--output" if name == "-o" else name] = taken
+        else:
+            rest.append(item)
+    if given.get("--output", "table") not in {"table", "json", "yaml"}:
+        return None
+    for path, command in COMMANDS.items():
+        if tuple(rest[: len(path)]) == path:
+            return _arguments(command, rest[len(path) :], given)
+    return None
+
+
+def _arguments(command: Command, rest: Sequence[str], given: dict[str, str]) -> Call | None:
+    words: list[str] = []
+    named: dict[str, Any] = {}
+    items = iter(rest)
+    for item in items:
+        name, equals, value = item.partition("=")
+        if name in command.numbers:
+            text = value if equals else next(items, "")
+            if not (text.isascii() and text.isdigit() and 1 <= int(text) <= command.most):
+                return None
+            named[command.numbers[name]] = int(text)
+        elif item in command.flags:
+            named[command.flags[item]] = True
+        elif item.startswith("-"):
+            return None
+        else:
+            words.append(item)
+    if len(words) != command.words:
+        return None
+    return Call(command=command, words=tuple(words), named=named, globals=given)
+
+
+def run(call: Call) -> None:
+    """Run a line that was understood."""
+    put_off("grpc.aio")
+    if config := call.globals.get("--config"):
+        os.environ["WEIR_CONFIG"] = config
+    function: Callable[..., None] = getattr(
+        importlib.import_module(call.command.module), call.command.function
+    )
+    function(_options(call.globals), *call.words, **call.named)
+
+
+def _options(given: dict[str, str]) -> Options:
+    from controlplane.cli.client import Credentials  # noqa: PLC0415 - grpc comes with it
+    from controlplane.cli.options import Options  # noqa: PLC0415
+    from controlplane.cli.output import Format  # noqa: PLC0415
+
+    def file(option: str, variable: str) -> Path | None:
+        name = given.get(option) or os.environ.get(variable)
+        return Path(name) if name else None
+
+    return Options(
+        format=Format(given.get("--output", "table")),
+        server=given.get("--server") or os.environ.get("WEIR_SERVER"),
+        credentials=Credentials(
+            ca_file=file("--ca-file", "WEIR_CA_FILE"),
+            cert_file=file("--cert-file", "WEIR_CERT_FILE"),
+            key_file=file("--key-file", "WEIR_KEY_FILE"),
+            server_name=given.get("--server-name"),
+        ),
+    )
+
+
+def put_off(name: str) -> None:
+    """Import a module when its first attribute is asked for, not when its package imports it."""
+    if name not in sys.modules:
+        sys.modules[name] = _Later(name)
+
+
+class _Later(ModuleType):
+    """Stands for a module until somebody needs it."""
+
+    def __getattr__(self, attribute: str) -> Any:
+        name = self.__name__
+        if attribute.startswith("__") and attribute != "__all__":  # the import system looks around
+            raise AttributeError(attribute)
+        if sys.modules.get(name) is self:
+            del sys.modules[name]
+        real = importlib.import_module(name)
+        package, _, last = name.rpartition(".")
+        setattr(sys.modules[package], last, real)
+        return getattr(real, attribute)

@@ -25,7 +25,7 @@ from controlplane.dev.members import Member, Role, State
 from controlplane.dev.process import STOP_GRACE_S
 from controlplane.model.errors import WeirError
 
-START_S = 60.0
+START_S = 120.0
 """How long one phase of the start may take on a slow machine."""
 POLL_MS = 50
 PAYER_GRACE_S = 2.0

@@ -18,7 +18,7 @@ from typing import Any
 from controlplane.dev.process import Child, find_binary, free_port
 from controlplane.model.errors import WeirError
 
-READY_S = 20.0
+READY_S = 60.0
 """How long a server may take until it answers."""
 
 

@@ -25,7 +25,8 @@ def test_everything_speaks_mutual_tls(tmp_path: Path) -> None:
     """Agents, peers, Envoy and the CLI work with their own certificates; plaintext gets no answer;
     an operator's drain is audited under the certificate's name."""
     with running(tmp_path / "state", "--tls") as run:
-        eventually(lambda: all_applied(run), "agents and Envoy follow the plan over TLS", 60)
+        run.until_ready()
+        eventually(lambda: all_applied(run), "agents and Envoy follow the plan over TLS")
         env = {"WEIR_STATE_DIR": str(run.state_dir)}
         drained = weir("drain", "south", "--reason", "t", "--yes", "-o", "json", env=env)
         assert drained.returncode == 0, drained.stderr

@@ -83,7 +83,6 @@ class Watch:
         for event in decided.events:
             month.kinds[event.kind] += 1
             if event.kind == "failover_started":
-                # a region that was suspect before it was ever whole again belongs to one move
                 month.moves.append(Move(event.region, at_ms, str(event.data.get("kind", ""))))
                 self.open[event.region] = month.moves[-1]
                 self.clear_since.pop(event.region, None)
@@ -102,7 +101,7 @@ class Watch:
             else:
                 self.clear_since.setdefault(name, at_ms)
             memory = decided.state.memory.regions[name]
-            if move.withdrawn_ms is None and memory.phase is Phase.HEALTHY:
+            if move.withdrawn_ms is None and memory.phase in (Phase.HEALTHY, Phase.RECOVERING):
                 move.withdrawn_ms = at_ms
                 move.clear_ms = self.clear_since.get(name, at_ms)
             if move.withdrawn_ms is not None and weights[name] >= FULL_SHARE[name] - 50:

@@ -1,27 +1,24 @@
-"""Regions: how soon a crash is found, what a noisy month does, and what simpler detectors would do.
+"""Regions: how soon a crash is found, and what a flapping region does.
 
-    .venv/bin/python bench/decision_regions.py [--days 30] [--crashes 300] [--curve 2]
+    .venv/bin/python bench/decision_regions.py [--crashes 300] [--flaps 20]
 
 1. Crash to weight moved and to failed, 0.5 s reports, 5 % loss: even, in bursts, leader in the dead
    region or not.
-2. A noisy but healthy time: failures and moves.
-3. The trade-off: time to move against moves a month, by `suspect_after_ms`.
-4. On the same trace: three misses in a row, and phi-accrual (phi = 8), per watched link.
+2. East flaps: 20 s up and 20 s down for an hour, 1.5 s up and down for 30 s; a switch is its weight
+   going to 0 or coming back.
+
+The noisy month is `decision_month.py`, the trade-off between the two `decision_curve.py`.
 """
 
 import argparse
-import math
-from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 
 from controlplane.simulation.demo import demo_topology
-from controlplane.simulation.faults import MEAN_5_PERCENT, Fault, Noise
-from controlplane.simulation.network import Network
+from controlplane.simulation.faults import Fault, Noise
 from controlplane.simulation.run import Simulation
+from controlplane.simulation.scenarios import flapping
 
-DAY_MS = 86_400_000
 BURSTS = Noise(between_ms=130_000)
 EVEN = Noise(floor_loss=0.05)
 
@@ -46,69 +43,34 @@ def crashes(runs, leader, noise, topology):
     return moved, failed
 
 
-def noisy(days, topology, seed=11):
-    """Failures, moves and the longest return after the evidence cleared, in `days` of weather."""
-    result = Simulation(
-        topology,
-        noise=MEAN_5_PERCENT,
-        seed=seed,
-        duration_ms=int(days * DAY_MS),
-        with_payments=False,
-    ).run()
-    moves = sum(len(times) for times in result.moved.values())
-    failures = sum(len(times) for times in result.failed.values())
-    return failures, moves, Counter(event.kind for _, event in result.events)
-
-
-def simpler(days):
-    """Count false alarms of three-misses and phi-accrual over all links, a day at a time."""
-    names = [region.name for region in demo_topology().regions]
-    misses = phis = 0
-    for day in range(math.ceil(days)):
-        ticks = int(min(1.0, days - day) * DAY_MS / 500)
-        rng = np.random.default_rng(100 + day)
-        network = Network(names, [], MEAN_5_PERCENT, rng, 0, ticks)
-        for v in range(3):
-            for r in range(3):
-                if v == r:
-                    continue
-                sent = network.probe_sent[v, r][::2]
-                passed = network.probe_ok[v, r][::2] | ~sent
-                misses += three_misses(passed)
-                phis += phi_accrual(passed)
-    return misses, phis
-
-
-def three_misses(passed):
-    """Count runs of at least three failed probes."""
-    bad = ~passed
-    third = bad[2:] & bad[1:-1] & bad[:-2]
-    return int((third & ~np.concatenate(([False], third[:-1]))).sum())
-
-
-def phi_accrual(passed, limit=8.0, window=1000):
-    """Count gaps whose phi exceeds `limit` under a normal fit to the last `window` gaps."""
-    gaps = np.diff(np.flatnonzero(passed)) * 0.5
-    if gaps.size < 2:
-        return 0
-    sums = np.concatenate(([0.0], np.cumsum(gaps)))
-    squares = np.concatenate(([0.0], np.cumsum(gaps**2)))
-    end = np.arange(1, gaps.size)
-    start = np.maximum(0, end - window)
-    count = end - start
-    mean = (sums[end] - sums[start]) / count
-    spread = np.sqrt(np.maximum((squares[end] - squares[start]) / count - mean**2, 0.01))
-    z = (gaps[1:] - mean) / spread
-    tail = np.array([0.5 * math.erfc(value / math.sqrt(2)) for value in z])
-    return int((-np.log10(np.maximum(tail, 1e-300)) > limit).sum())
+def flapping_runs(up_ms, down_ms, for_ms, runs, topology):
+    """Failures and switches (weight gone, weight back) of East a run, while it flaps."""
+    failures, switches = [], []
+    for seed in range(runs):
+        world = Simulation(
+            topology,
+            flapping("east", up_ms, down_ms, for_ms),
+            seed=seed,
+            noise=EVEN,
+            duration_ms=for_ms + 90_000,
+            with_payments=False,
+        )
+        carried, turned, failed = True, 0, 0
+        for tick in world.ticks():
+            carries = dict(tick.step.plan.routes[0].weights)["east"] > 0
+            turned += carries is not carried
+            carried = carries
+            failed += sum(event.kind == "region_failed" for event in tick.step.events)
+        failures.append(failed)
+        switches.append(turned)
+    return failures, switches
 
 
 def main():
     """Print the tables."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--days", type=float, default=30.0)
     parser.add_argument("--crashes", type=int, default=300)
-    parser.add_argument("--curve", type=float, default=2.0, help="days for each point")
+    parser.add_argument("--flaps", type=int, default=20, help="hours of flapping")
     options = parser.parse_args()
     topology = demo_topology()
     print("crash of East, ms            moved p50 / p99        failed p50 / p99")
@@ -121,21 +83,19 @@ def main():
         moved, failed = crashes(options.crashes, leader, noise, topology)
         row = [f"{np.median(v):7.0f} / {np.percentile(v, 99):7.0f}" for v in (moved, failed)]
         print(f"{label:25}  {row[0]:>18}    {row[1]:>18}", flush=True)
-    print("\nsuspect after, s    moved p50 / p99, ms    moves a 30-day month")
-    for after_ms in (1500, 2000, 3000, 4000) if options.curve else ():
-        other = replace(topology, policy=replace(topology.policy, suspect_after_ms=after_ms))
-        moved, _ = crashes(max(20, options.crashes // 4), "north", EVEN, other)
-        _, moves, _ = noisy(options.curve, other)
-        times = f"{np.median(moved):7.0f} / {np.percentile(moved, 99):7.0f}"
+    print(
+        "\nEast flaps, 5 % even loss          runs   failovers median / max   switches median / max"
+    )
+    for label, up_ms, down_ms, for_ms, runs in (
+        ("20 s up, 20 s down, one hour", 20_000, 20_000, 3_600_000, options.flaps),
+        ("1.5 s up, 1.5 s down, 30 s", 1500, 1500, 30_000, 10 * options.flaps),
+    ):
+        failures, switches = flapping_runs(up_ms, down_ms, for_ms, runs, topology)
         print(
-            f"{after_ms / 1000:16.1f}    {times}    {moves / options.curve * 30:12.0f}", flush=True
+            f"{label:32} {runs:6}   {np.median(failures):15.0f} / {max(failures)}   "
+            f"{np.median(switches):15.0f} / {max(switches)}",
+            flush=True,
         )
-    misses, phis = simpler(options.days)
-    print(f"\non the same weather, {options.days:g} days, all six links")
-    print(f"three misses in a row {misses:10,}\nphi-accrual, phi = 8  {phis:10,}", flush=True)
-    failures, moves, kinds = noisy(options.days, topology)
-    print(f"Weir                  {failures:10,} failed, {moves:,} moves on suspicion")
-    print(dict(sorted(kinds.items())))
 
 
 if __name__ == "__main__":

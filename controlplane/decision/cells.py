@@ -200,8 +200,12 @@ def tilted(world: World, state: State) -> Column:
 
     A cell is compared with the best cell of its channel, beyond what chance explains; latency with
     its own past. A step is taken only when it is worth three quarters of a tenth: no wobbling.
+    While a channel's test rises anywhere its tilts stay: recent counts run over calls, so of a rise
+    that is the same everywhere a busy cell tells first, and would be blamed for it.
     """
     columns = state.columns
+    worse = np.maximum(columns["error_sum"], columns["slow_sum"])
+    limit = CALM * thresholds(columns["rate"], world.topology.policy.breaker_false_alarm_ms)
     shape = (len(world.region_index), len(world.channel_index))
     calls = columns["recent_calls"]
     known = calls >= TILT_CALLS
@@ -218,7 +222,9 @@ def tilted(world: World, state: State) -> Column:
     raw = 1.0 - TILT_PER_ERROR * excess - np.clip(0.1 * slower, 0.0, TILT_LATENCY_MOST)
     raw = np.clip(raw, TILT_LEAST, 1.0)
     held = columns["tilt"]
-    tilt = np.where(np.abs(raw - held) >= 0.075, np.round(raw, 1), held)  # noqa: PLR2004 - see above
+    rising = np.broadcast_to((worse >= limit).reshape(shape).any(axis=0), shape).reshape(-1)
+    step = (np.abs(raw - held) >= 0.075) & ~rising  # noqa: PLR2004 - see above
+    tilt = np.where(step, np.round(raw, 1), held)
     closed = judged_cells(world, state)
     return np.asarray(np.where(closed, tilt, 1.0), dtype=np.float64)
 

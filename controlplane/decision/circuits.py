@@ -2,7 +2,7 @@
 
 Rules
 - A cell opens only when somewhere else is better: another live region whose cell is closed and
-  whose test is below half of its threshold. So a provider that fails everywhere moves nothing.
+  whose test is below a tenth of its threshold. So a provider that fails everywhere moves nothing.
 - At most `breaker_max_open_bp` of a channel's live regions are open at once, and never all of them;
   what exceeds that is withheld and said.
 - Bad in every live region means that the provider is out: breakers open, weights disregard them.
@@ -41,8 +41,9 @@ from controlplane.model.plan import Breaker, Event, Phase, Severity
 
 PROBATION_NATS: Final = 3.0
 """About one wrong decision in twenty; two good ones in a row close."""
-SOUND: Final = 0.5
-"""A cell whose test is below this part of its threshold is a place to go."""
+SOUND: Final = 0.1
+"""A cell whose test is below this part of its threshold is a place to go: well below CALM, because
+in a provider's outage the cell with the fewest calls is the last to show it."""
 OUTAGE_OVER_MS: Final = 15_000
 _FRESH: Final = (
     ("error_sum", 0.0),

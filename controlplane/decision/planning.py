@@ -147,6 +147,9 @@ def wanted(
     shape = (len(world.region_index), len(world.channel_index))
     cell = cell_table(world, memory)
     tilt = state.columns["tilt"].reshape(shape)
+    if memory.outages:
+        tilt = tilt.copy()
+        tilt[:, [world.channel_index[name] for name in memory.outages]] = 1.0
     limit = world.topology.policy.utilisation_target_bp / FULL_BP
     return target(world.load, limits.available, cell, tilt, limit, trace), cell
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from controlplane.decision.planning import Constraints, Weights, closed_by
 from controlplane.decision.state import Memory, State
 from controlplane.decision.world import World
-from controlplane.model.ids import FULL_BP, RegionName
+from controlplane.model.ids import FULL_BP, ChannelName, RegionName
 from controlplane.model.intents import Intents
 from controlplane.model.plan import Breaker, Phase
 
@@ -66,6 +66,31 @@ def _plain(
     return (*first, f"base_share: {shares}")
 
 
+def missing(world: World, memory: Memory, limits: Constraints, column: int) -> str:
+    """Say what a channel that nobody may serve lacks: who serves it and why each may not."""
+    channel = world.channels[column]
+    why = ", ".join(
+        f"{name} ({_absence(memory, limits, name, channel)})" for name in world.serving[column]
+    )
+    left = ", ".join(
+        name
+        for i, name in enumerate(world.regions)
+        if limits.available[i] > 0 and name not in world.serving[column]
+    )
+    others = f"; {left} does not serve it" if left else ""
+    return f"{channel} needs one of {why}{others}" if why else f"{channel} is served by nobody"
+
+
+def _absence(memory: Memory, limits: Constraints, name: RegionName, channel: ChannelName) -> str:
+    if name in limits.drained:
+        return "drained"
+    region = memory.regions[name]
+    if region.phase is not Phase.HEALTHY:
+        return region.phase.value
+    breaker = closed_by(memory, name, channel)
+    return f"breaker {breaker.state.value}" if breaker is not None else "away"
+
+
 def _region_reason(memory: Memory, limits: Constraints, name: RegionName) -> str:
     region = memory.regions[name]
     if name in limits.drained:
@@ -97,8 +122,7 @@ def _special(
         if o.channel == channel
     ]
     if weights.orphans[column]:
-        missing = ", ".join(serving)
-        out.append(f"no_region: needs one of {missing}, none may serve; the least bad keeps it")
+        out.append(f"no_region: {missing(world, memory, limits, column)}; the least bad keeps it")
     if (shed_bp := int(weights.shed[column])) > 0:
         out.append(f"shed: {shed_bp / 100:g} % of the load is above all capacity; shed it early")
     if channel in memory.outages:

@@ -137,6 +137,8 @@ class Memory:
     unwell: tuple[RegionName, ...] = ()
     refused_epoch: int = 0
     notices: tuple[str, ...] = ()
+    # channels that nobody may serve, so that it is said once
+    unserved: tuple[ChannelName, ...] = ()
 
 
 COLUMNS: Final[tuple[str, ...]] = (
@@ -267,6 +269,7 @@ class State:
                 if b.region in keep and b.channel in channels
             },
             outages=tuple(name for name in memory.outages if name in channels),
+            unserved=tuple(name for name in memory.unserved if name in channels),
             situation="",
             settled=False,
         )

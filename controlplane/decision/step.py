@@ -30,12 +30,12 @@ from controlplane.decision import failovers, planning
 from controlplane.decision.circuits import advance_cells
 from controlplane.decision.detector import assess, leader_cut_off
 from controlplane.decision.phases import Removals, advance, available_bp
-from controlplane.decision.reasons import reasons
+from controlplane.decision.reasons import missing, reasons
 from controlplane.decision.state import Memory, State
 from controlplane.decision.votes import Views, observe
 from controlplane.decision.world import World, compiled
 from controlplane.model.evidence import Evidence
-from controlplane.model.ids import Epoch
+from controlplane.model.ids import ChannelName, Epoch
 from controlplane.model.intents import Intents
 from controlplane.model.plan import (
     BreakerStatus,
@@ -183,6 +183,9 @@ def _plan(
         changed = (weights.weight != state.columns["weight"].reshape(shape)).any(axis=0)
         why = None if same else reasons(world, state, memory, limits, intents, weights)
         _shed_events(routes, weights, events)
+        unserved = _say_unserved(world, memory, limits, weights, events)
+        if unserved != memory.unserved:
+            memory = replace(memory, unserved=unserved)
         routes = planning.build_routes(world, routes, weights, changed, why)
         columns = dict(state.columns)
         columns["weight"] = weights.weight.reshape(-1)
@@ -295,6 +298,34 @@ def _shed_events(routes: tuple[Route, ...], weights: planning.Weights, events: l
         )
     else:
         events.append(Event(kind="shed_over", message="capacity suffices again"))
+
+
+def _say_unserved(
+    world: World,
+    memory: Memory,
+    limits: planning.Constraints,
+    weights: planning.Weights,
+    events: list[Event],
+) -> tuple[ChannelName, ...]:
+    """Say which channels lost their last region, and which have one again; return the present."""
+    columns = np.flatnonzero(weights.orphans).tolist()
+    now = tuple(world.channels[c] for c in columns)
+    if now == memory.unserved:
+        return now
+    for c in columns:
+        if (name := world.channels[c]) not in memory.unserved:
+            text = f"nobody may serve {name}: {missing(world, memory, limits, c)}"
+            events.append(
+                Event(
+                    kind="channel_unserved", message=text, severity=Severity.CRITICAL, channel=name
+                )
+            )
+    events.extend(
+        Event(kind="channel_served", message=f"{name} has a region again", channel=name)
+        for name in memory.unserved
+        if name not in now
+    )
+    return now
 
 
 def _say_panic(memory: Memory, limits: planning.Constraints, events: list[Event]) -> None:

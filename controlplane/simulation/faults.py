@@ -12,6 +12,7 @@ A fault holds from `start_ms` until `end_ms` of virtual time. `kind` is one of `
     slow       calls of `channel` take `rate` times as long, from `region` or everywhere
     liar       the region's agents say that every probe of `peer` (or of everybody) failed
     pause      the leader's process stands still
+    leader     the leader's process dies at `start_ms`, wherever it is; its region is well
     capacity   the region's capacity is `rate` of what is configured
 """
 
@@ -34,6 +35,7 @@ KINDS: Final = frozenset(
         "slow",
         "liar",
         "pause",
+        "leader",
         "capacity",
     }
 )

@@ -2,8 +2,8 @@
 
 The loop is the leader's: look at what the network brought, step, check the plan, commit. What is
 committed is known as such one tick later and applied everywhere two ticks later. When the leader's
-region dies another takes over `TAKEOVER_MS` later with the last committed state, read back from its
-bytes. A plan that breaks an invariant ends the run: that is what a simulation is for.
+region or process dies another takes over `TAKEOVER_MS` later with the last committed state, read
+back from its bytes. A plan that breaks an invariant ends the run: that is what a simulation is for.
 """
 
 from __future__ import annotations
@@ -101,6 +101,10 @@ class Simulation:
     ) -> None:
         self.topology = topology
         self.faults = list(faults)
+        self._away = self._of("crash", "isolate")
+        self._mute = self._of("crash", "agents")
+        self._pauses, self._kills = self._of("pause"), self._of("leader")
+        self._losses = self._of("capacity")
         self.noise = noise
         self.duration_ms = duration_ms
         self.rng = np.random.default_rng(seed)
@@ -113,6 +117,9 @@ class Simulation:
         self._epochs: list[Epoch] = [Epoch(0), Epoch(0), Epoch(0)]
         # the leader's clock has an origin that means nothing
         self._clock_ms = int(self.rng.integers(1, 1 << 30))
+
+    def _of(self, *kinds: str) -> list[Fault]:
+        return [fault for fault in self.faults if fault.kind in kinds]
 
     def run(self) -> Result:
         """Run to the end and sum up."""
@@ -135,7 +142,7 @@ class Simulation:
         view = network.view(self.leader.region)
         for k in range(network.ticks):
             at_ms = int(network.tick_at[k])
-            if self._dead(self.leader.region, at_ms):
+            if self._dead(self.leader.region, at_ms) or self._killed(at_ms):
                 if not self._take_over(at_ms):
                     continue
                 view = network.view(self.leader.region)
@@ -147,9 +154,7 @@ class Simulation:
         leader = self.leader
         gains = None
         if self.payments is not None:
-            down = frozenset(
-                f.region for f in self.faults if f.kind in ("crash", "agents") and f.holds(at_ms)
-            )
+            down = frozenset(f.region for f in self._mute if f.holds(at_ms))
             gains = self.payments.draw(at_ms, PERIOD_MS, self.previous, down)
         evidence = Evidence(
             regions=tuple(view.region(self.names, v, k) for v in range(len(self.names))),
@@ -175,13 +180,16 @@ class Simulation:
 
     def _dead(self, region: int, at_ms: int) -> bool:
         name = self.names[region]
-        return any(
-            f.kind in ("crash", "isolate") and f.region == name and f.holds(at_ms)
-            for f in self.faults
-        )
+        return any(f.region == name and f.holds(at_ms) for f in self._away)
+
+    def _killed(self, at_ms: int) -> bool:
+        return any(at_ms - PERIOD_MS < f.start_ms <= at_ms for f in self._kills)
 
     def _take_over(self, at_ms: int) -> bool:
-        alive = [v for v in range(len(self.names)) if not self._dead(v, at_ms)]
+        n = len(self.names)
+        # the next region that lives; the same one (another replica in it) when it is alone
+        turn = [(self.leader.region + ahead) % n for ahead in range(1, n + 1)]
+        alive = [v for v in turn if not self._dead(v, at_ms)]
         if not alive:
             return False
         self.leader = Leader(
@@ -197,7 +205,7 @@ class Simulation:
         place = int(np.searchsorted(starts, at_ms, side="right")) - 1
         if place >= 0 and at_ms < int(ends[place]):
             return True
-        return any(f.kind == "pause" and f.holds(at_ms) for f in self.faults)
+        return any(f.holds(at_ms) for f in self._pauses)
 
     def _intents(self, at_ms: int) -> Intents:
         current = NO_INTENTS
@@ -207,7 +215,7 @@ class Simulation:
         return current
 
     def _topology(self, at_ms: int) -> Topology:
-        lost = [f for f in self.faults if f.kind == "capacity" and f.holds(at_ms)]
+        lost = [f for f in self._losses if f.holds(at_ms)]
         if not lost:
             return self.topology
         key = tuple((f.region, f.rate) for f in lost)

@@ -75,6 +75,9 @@ class Subscribers:
     def ack(self, name: str, epoch: Epoch, now_ms: int) -> None:
         """Nothing is kept of acknowledgements."""
 
+    def refuse(self, name: str, error: str, now_ms: int) -> None:
+        """Nothing is kept of refusals: the service has logged them."""
+
 
 def check_listen(address: str, tls: TlsSection) -> tuple[str, int]:
     """Return host and port; InvalidInputError when plaintext would leave the machine."""

@@ -38,6 +38,8 @@ from controlplane.v1 import admin_pb2
 
 COORDINATED_MS: Final = 3_000
 """Without a linearizable read for this long etcd counts as gone for this replica."""
+REFUSALS_SHOWN: Final = 3
+"""Data planes named in the status when many refuse a plan."""
 STATE_SHOWN_MS: Final = 500
 """What is only shown may rest on a checkpoint this old: one read for all regions and consoles."""
 
@@ -205,4 +207,8 @@ class Views:
             alarms.append("no leader is known")
         if self.loop.uncommitted_ticks:
             alarms.append(f"{self.loop.uncommitted_ticks} ticks could not be committed")
+        refusing = [s for s in self.live() if s.error]
+        alarms += [f"{s.name} refuses {s.error}" for s in refusing[:REFUSALS_SHOWN]]
+        if len(refusing) > REFUSALS_SHOWN:
+            alarms.append(f"{len(refusing) - REFUSALS_SHOWN} more refuse what they were sent")
         return alarms

@@ -51,6 +51,10 @@ class Registry(Protocol):
         """Note an applied epoch."""
         ...
 
+    def refuse(self, name: str, error: str, now_ms: int) -> None:
+        """Note why a plan was refused."""
+        ...
+
 
 class RoutingService(routing_pb2_grpc.RoutingServiceServicer):
     """Serves the plan this replica has read back from etcd."""
@@ -108,6 +112,8 @@ class RoutingService(routing_pb2_grpc.RoutingServiceServicer):
                 epoch=request.epoch,
                 error=request.error[:500],
             )
+            now_ms = self._clock.monotonic_ms()
+            self._registry.refuse(request.subscriber, request.error, now_ms)
             return routing_pb2.AckPlanResponse()
         plan = self._board.plan
         if plan is None or request.epoch > plan.epoch:

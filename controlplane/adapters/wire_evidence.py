@@ -29,6 +29,7 @@ from controlplane.model.evidence import (
     RegionEvidence,
     Report,
     Subscriber,
+    check_text,
 )
 from controlplane.model.ids import AgentId, ChannelName, Epoch, RegionName, ReplicaId
 from controlplane.model.latency import BUCKETS, Histogram
@@ -37,8 +38,6 @@ from controlplane.v1 import agent_pb2, common_pb2, peer_pb2
 COUNT_MAX: Final = 1 << 62
 """Counters above this cannot be honest, and their sums would leave int64."""
 PHASES: Final = ("dns", "tcp", "tls", "first_byte")
-TEXT_MAX: Final = 128
-"""Longest free text (queue names, subscriber names, versions)."""
 
 
 # --- reports -----------------------------------------------------------------------------------
@@ -122,7 +121,7 @@ def decode_report(message: agent_pb2.ReportRequest) -> Report:
         queue_lag_s=_decode_queues(message.queues),
         applied_epoch=Epoch(_count("applied_epoch", message.applied_epoch)),
         highest_epoch=Epoch(_count("highest_epoch", message.highest_epoch)),
-        version=_text("version", message.version),
+        version=check_text("version", message.version),
     )
 
 
@@ -185,6 +184,7 @@ def encode_subscriber(subscriber: Subscriber) -> common_pb2.SubscriberState:
         region=subscriber.region,
         applied_epoch=subscriber.applied_epoch,
         age_ms=subscriber.age_ms,
+        error=subscriber.error,
     )
 
 
@@ -202,17 +202,18 @@ def decode_digest(message: peer_pb2.Digest) -> Digest:
         regions=regions,
         subscribers=tuple(
             Subscriber(
-                name=_text(f"subscribers[{i}].subscriber", s.subscriber),
-                kind=_text(f"subscribers[{i}].kind", s.kind),
-                region=_text(f"subscribers[{i}].region", s.region),
+                name=check_text(f"subscribers[{i}].subscriber", s.subscriber),
+                kind=check_text(f"subscribers[{i}].kind", s.kind),
+                region=check_text(f"subscribers[{i}].region", s.region),
                 applied_epoch=Epoch(_count(f"subscribers[{i}].applied_epoch", s.applied_epoch)),
                 age_ms=_count(f"subscribers[{i}].age_ms", s.age_ms),
+                error=check_text(f"subscribers[{i}].error", s.error),
             )
             for i, s in enumerate(message.subscribers)
         ),
         plan_epoch=Epoch(_count("plan_epoch", message.plan_epoch)),
         highest_epoch=Epoch(_count("highest_epoch", message.highest_epoch)),
-        version=_text("version", message.version),
+        version=check_text("version", message.version),
     )
 
 
@@ -324,7 +325,7 @@ def _decode_queues(
     out: dict[str, float] = {}
     for i, queue in enumerate(queues):
         path = f"{prefix}queues[{i}]"
-        name = _text(f"{path}.queue", queue.queue)
+        name = check_text(f"{path}.queue", queue.queue)
         out[name] = max(out.get(name, 0.0), _amount(f"{path}.lag_s", queue.lag_s))
     return dict(sorted(out.items()))
 
@@ -359,9 +360,3 @@ def _amount(path: str, number: float) -> float:
     if _finite(path, number) < 0:
         raise InvalidInputError(path, f"{number} is negative")
     return number
-
-
-def _text(path: str, text: str) -> str:
-    if len(text) > TEXT_MAX or not text.isprintable():
-        raise InvalidInputError(path, f"more than {TEXT_MAX} characters, or unprintable ones")
-    return text

@@ -39,7 +39,7 @@ from controlplane.adapters.xds_snapshot import Snapshot
 from controlplane.adapters.xds_stream import Outgoing, Peer, Receipt, SotwStream, View
 from controlplane.clock import Clock
 from controlplane.model.errors import InvalidInputError
-from controlplane.model.evidence import Subscriber
+from controlplane.model.evidence import Subscriber, plain_text
 from controlplane.model.ids import Epoch
 from controlplane.model.plan import Event, Severity
 
@@ -90,6 +90,11 @@ class Machine(Protocol):
 
     def error(self, type_url: str) -> str:
         """Return why the client refused a type last."""
+        ...
+
+    @property
+    def refusal(self) -> str:
+        """Why the client refuses what it was sent last, with the type; empty when it does not."""
         ...
 
     @property
@@ -253,6 +258,7 @@ class AdsService:
             region=peer.region,
             applied_epoch=session.machine.applied_epoch,
             age_ms=0 if since_ms is None else now_ms - since_ms,
+            error=plain_text(session.machine.refusal),
         )
 
     # -- streams ----------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from controlplane.adapters.xds_stream import (
     Receipt,
     View,
     check_names,
+    refusal,
 )
 from controlplane.model.ids import Epoch
 
@@ -201,6 +202,11 @@ class DeltaStream:
         """Epoch of the newest endpoints that were acknowledged or needed no change; 0 when none."""
         sub = self.types.get(EDS)
         return sub.acked_epoch if sub else Epoch(0)
+
+    @property
+    def refusal(self) -> str:
+        """Why the client refuses what it was sent last, with the type; empty when it does not."""
+        return refusal(self.types)
 
     @property
     def waiting(self) -> bool:

@@ -24,15 +24,16 @@ Failure modes. Too many or too long names raise InvalidInputError: the stream is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-from controlplane.adapters.xds_resources import CDS, EDS, LDS, ORDER, RDS
+from controlplane.adapters.xds_resources import CDS, EDS, LDS, ORDER, RDS, SHORT
 from controlplane.adapters.xds_snapshot import Shape, Snapshot, TypeSet, version_epoch
 from controlplane.model.dataplane import PORT_MAX
 from controlplane.model.errors import InvalidInputError
+from controlplane.model.evidence import check_text
 from controlplane.model.ids import Epoch
 
 NAMES_MAX: Final = 1024
@@ -66,16 +67,14 @@ class Peer:
 
     @classmethod
     def of(cls, node: Any) -> Peer:
-        """Read a node; raises InvalidInputError for a name that would not fit a log line."""
-        if len(node.id) > NAME_CHARS_MAX or not node.id.isprintable():
-            raise InvalidInputError(
-                "node.id", f"must be 1 to {NAME_CHARS_MAX} printable characters"
-            )
+        """Read a node; raises InvalidInputError for a name that could not travel in a digest."""
+        check_text("node.id", node.id, least=1)
+        check_text("node.locality.region", node.locality.region)
         kind = "grpc" if node.user_agent_name.lower().startswith("grpc") else "envoy"
         return cls(
             name=node.id,
             kind=kind,
-            region=node.locality.region[:NAME_CHARS_MAX],
+            region=node.locality.region,
             listener=_listener(node.metadata),
         )
 
@@ -263,10 +262,23 @@ class SotwStream:
         return sub.error if sub else ""
 
     @property
+    def refusal(self) -> str:
+        """Why the client refuses what it was sent last, with the type; empty when it does not."""
+        return refusal(self.types)
+
+    @property
     def waiting(self) -> bool:
         """Whether endpoints were sent that are not acknowledged."""
         sub = self.types.get(EDS)
         return sub is not None and sub.unanswered
+
+
+def refusal(types: Mapping[str, Any]) -> str:
+    """Return `<type>: <error>` of the first refused type."""
+    refused = (
+        f"{SHORT[url]}: {types[url].error}" for url in ORDER if url in types and types[url].error
+    )
+    return next(refused, "")
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from controlplane.model.errors import InvalidInputError
 from controlplane.model.ids import AgentId, ChannelName, Epoch, RegionName, ReplicaId
 from controlplane.model.latency import Histogram
 
@@ -103,15 +104,42 @@ class RegionEvidence:
     ingress: tuple[IngressView, ...] = ()
 
 
+TEXT_CHARS_MAX = 128
+"""Longest free text that travels between replicas."""
+
+
+def check_text(path: str, text: str, *, least: int = 0) -> str:
+    """Return a text that may travel; raises InvalidInputError naming `path`.
+
+    Whoever lets a name in must ask here: a peer refuses a digest with one bad text as a whole, so
+    a single data plane with an odd name would silence its replica, and with it a region.
+    """
+    if not least <= len(text) <= TEXT_CHARS_MAX or not text.isprintable():
+        raise InvalidInputError(path, f"must have {least} to {TEXT_CHARS_MAX} printable characters")
+    return text
+
+
+def plain_text(text: str) -> str:
+    """Return somebody else's words in a form that may travel: printable, cut to length."""
+    kept = "".join(c if c.isprintable() else " " for c in text[:TEXT_CHARS_MAX])
+    return kept.strip()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscriber:
-    """Who applied which plan. `kind` is agent, watch, envoy or grpc."""
+    """Who applied which plan. `kind` is agent, watch, envoy or grpc; `error` is why it refused what
+    it was sent last, in its own words.
+
+    Names, regions and errors have at most `TEXT_CHARS_MAX` printable characters: they travel
+    between replicas in a digest, which a peer takes whole or not at all.
+    """
 
     name: str
     kind: str
     region: str = ""
     applied_epoch: Epoch = Epoch(0)
     age_ms: int = 0
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

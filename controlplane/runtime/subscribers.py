@@ -11,12 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from controlplane.model.errors import InvalidInputError, UnavailableError
-from controlplane.model.evidence import Subscriber
+from controlplane.model.errors import UnavailableError
+from controlplane.model.evidence import Subscriber, check_text, plain_text
 from controlplane.model.ids import Epoch
-
-NAME_MAX = 128
-"""Longest name of a subscriber."""
 
 
 @dataclass(slots=True)
@@ -28,6 +25,7 @@ class _Entry:
     applied: Epoch
     seen_ms: int
     streams: int
+    error: str = ""
 
 
 class SubscriberRegistry:
@@ -44,10 +42,8 @@ class SubscriberRegistry:
 
     def open(self, kind: str, name: str, region: str, now_ms: int) -> None:
         """Count a stream. InvalidInputError for a bad name, UnavailableError when full."""
-        if not name or len(name) > NAME_MAX or not name.isprintable():
-            raise InvalidInputError(
-                "subscriber", f"must have 1 to {NAME_MAX} printable characters, e.g. east/app-1"
-            )
+        check_text("subscriber", name, least=1)
+        check_text("region", region)
         entry = self._entries.get(name)
         if entry is not None:
             entry.streams += 1
@@ -73,7 +69,13 @@ class SubscriberRegistry:
         entry = self._entries.get(name)
         if entry is not None:
             entry.applied = Epoch(max(entry.applied, epoch))
-            entry.seen_ms = now_ms
+            entry.seen_ms, entry.error = now_ms, ""
+
+    def refuse(self, name: str, error: str, now_ms: int) -> None:
+        """Note why a plan was refused, until one is applied."""
+        entry = self._entries.get(name)
+        if entry is not None:
+            entry.seen_ms, entry.error = now_ms, plain_text(error)
 
     def touch(self, name: str, now_ms: int) -> None:
         """Note a sign of life."""
@@ -90,6 +92,7 @@ class SubscriberRegistry:
                 region=entry.region,
                 applied_epoch=entry.applied,
                 age_ms=now_ms - entry.seen_ms,
+                error=entry.error,
             )
             for name, entry in self._entries.items()
         ]

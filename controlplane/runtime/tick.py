@@ -43,6 +43,7 @@ from controlplane.ports import Beat, Leadership, PlanStore
 from controlplane.runtime.board import PlanBoard
 from controlplane.runtime.book import DigestBook, converged_epoch, live_subscribers
 from controlplane.runtime.inbox import Inbox
+from controlplane.runtime.refusals import Refusals
 from controlplane.runtime.subscribers import SubscriberRegistry
 
 log = structlog.get_logger(__name__)
@@ -101,6 +102,7 @@ class _Reign:
     decided: Epoch = Epoch(0)
     ticks: int = 0
     events: list[Event] = field(default_factory=list)
+    refusals: Refusals = field(default_factory=Refusals)
     failovers: dict[str, FailoverRecord] = field(default_factory=dict)
     written: dict[str, FailoverRecord] = field(default_factory=dict)
 
@@ -273,7 +275,8 @@ class DecisionLoop:
         reign.state = result.state
         reign.decided = result.plan.epoch
         reign.ticks += 1
-        reign.events = (reign.events + list(result.events))[-PENDING_EVENTS:]
+        refused = reign.refusals.new(live_subscribers(self._book.entries(now_ms)))
+        reign.events = (reign.events + list(result.events) + refused)[-PENDING_EVENTS:]
         # a record that is closed and written leaves; one that is not yet written stays, whatever
         # happens
         unwritten = {k: r for k, r in reign.failovers.items() if reign.written.get(k) != r}

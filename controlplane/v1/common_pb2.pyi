@@ -317,6 +317,7 @@ class SubscriberState(_message.Message):
     REGION_FIELD_NUMBER: _builtins.int
     APPLIED_EPOCH_FIELD_NUMBER: _builtins.int
     AGE_MS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     subscriber: _builtins.str
     """Name of the subscriber (agent id, Envoy node id, client name)."""
     kind: _builtins.str
@@ -327,6 +328,8 @@ class SubscriberState(_message.Message):
     """Epoch it acknowledged; 0 when none."""
     age_ms: _builtins.int
     """Age of its last sign of life when the digest was built, in ms."""
+    error: _builtins.str
+    """Why it refused what it was sent last (a NACK), in its own words; empty when it did not."""
     def __init__(
         self,
         *,
@@ -335,10 +338,11 @@ class SubscriberState(_message.Message):
         region: _builtins.str = ...,
         applied_epoch: _builtins.int = ...,
         age_ms: _builtins.int = ...,
+        error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "applied_epoch", b"applied_epoch", "kind", b"kind", "region", b"region", "subscriber", b"subscriber"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "applied_epoch", b"applied_epoch", "error", b"error", "kind", b"kind", "region", b"region", "subscriber", b"subscriber"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -180,8 +180,12 @@ async def _one(scenario: Scenario, number: int, bench: Bench, rate: float) -> Ru
     found = figures(lab, scenario, number, t0_ms, payments)
     found.faults += ended
     if cold.exists():
-        served = [p.end_ms for p in payments if p.region]
-        found.figures["first_payment_ms"] = min(served, default=None)
+        # what fails before Envoy is up is the start itself, and has a figure of its own
+        first = min((p for p in payments if p.region), key=lambda p: p.end_ms, default=None)
+        since = [p for p in payments if first and p.due_ms > first.due_ms and p.unanswered]
+        found.figures["first_payment_ms"] = first.end_ms if first else None
+        found.figures["failed"] = len(since)
+        found.figures["outage_ms"] = max((p.due_ms for p in since), default=0)
     return found
 
 

@@ -190,6 +190,8 @@ async def test_every_subscriber_and_its_epoch_is_known() -> None:
         server.clock.ahead_ms += 7000
         ages = {s.name: s.age_ms for s in server.ads.laggards()}
         assert sorted(ages) == ["b", "c"]
+        refused = {s.name: s.error for s in server.ads.subscribers()}
+        assert refused == {"a": "", "b": "eds: no such weight", "c": ""}
         assert ages["c"] >= 7000
         assert "no such weight" in server.events[-1].message
         assert {(s.kind, s.region) for s in server.ads.subscribers()} == {("envoy", "east")}

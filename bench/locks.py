@@ -1,20 +1,25 @@
 """Locks: pairs of acquire and release a second against redis-py's Lock, in one run.
 
-    .venv/bin/python bench/locks.py [--pairs 6000] [--rounds 3]
+    .venv/bin/python bench/locks.py [--slice-ms 250] [--rounds 15]
 
-Real Redis, a real etcd of three members, all on loopback. Each contender runs in a process of its
-own, `--rounds` times in turn, and the medians are compared: ratios hold better than absolute
-figures. Threads are threads of one process, as most users have them.
+Real Redis, a real etcd of three members, all on loopback. Each contender is a process of its own
+that lives for the whole run; in each round they all get one short slice of time, one after the
+other. The ratio is the median over the rounds of (contender / redis-py in the same round), so that
+a machine that is busy in between slows both; `best` is the best slice, which a busy machine
+disturbs least; `cpu` is what the client process used, in microseconds a pair. Threads are threads
+of one process, as most users have them: they are compared with redis-py's blocking Lock, asyncio
+contenders with its asyncio Lock.
 
     direct       DirectLocks: threads straight on Redis, lineage mode
     lineage      LockManager (asyncio), lineage mode
     strict       LockManager (asyncio), strict mode: plus batched reads of etcd
     grpc         LockClient over LockService in another process, lineage and strict
+    grpc-sync    SyncLockClient (threads) over the same
     redis-py     redis.lock.Lock and redis.asyncio.lock.Lock
 
-`contended`: sixteen clients on one name; fairness is least / most grants of a client, p99 the wait
+`on one`: sixteen clients on one name; fairness is least / most grants of a client, p99 the wait
 for a grant. The peers that need another redis-py (`bench/locks_peers.py`) run in an environment of
-uv's own when uv is there.
+uv's own, beside the redis-py of that environment.
 """
 
 # ruff: noqa: ASYNC110, ARG001, D102, D103 - what another process shows is polled; contenders have
@@ -40,7 +45,7 @@ import uvloop
 from redis.asyncio import Redis as AsyncRedis
 
 from controlplane.adapters.etcd import EtcdClient
-from controlplane.adapters.lock_client import LockClient
+from controlplane.adapters.lock_client import LockClient, SyncLockClient
 from controlplane.adapters.lock_service import LockServiceServicer
 from controlplane.adapters.redis import RedisLink
 from controlplane.adapters.redis_address import RedisAddress
@@ -57,75 +62,80 @@ WARM_UP = 200
 
 
 class Waits:
-    """Times to a grant, and grants by client."""
+    """Times to a grant, and grants by client, of one slice."""
 
     def __init__(self, clients):
         self.counts = [0] * clients
         self.waits = []
+        self.cpu = time.process_time()
+        self.started = time.perf_counter()
+        self.until = 0.0
 
     def add(self, client, seconds):
         self.counts[client] += 1
         self.waits.append(seconds)
 
+    def report(self):
+        """One line of JSON for the parent; what was under way at the end counts for the rate."""
+        seconds = time.perf_counter() - self.started
+        ordered = sorted(self.waits)
+        print(json.dumps({
+            "rate": len(ordered) / seconds,
+            "p50_ms": ordered[len(ordered) // 2] * 1000,
+            "p99_ms": ordered[int(len(ordered) * 0.99)] * 1000,
+            "cpu_us": (time.process_time() - self.cpu) / len(ordered) * 1e6,
+            "counts": self.counts,
+        }), flush=True)  # fmt: skip
 
-def report(waits, started, ended, half_counts):
-    """One line of JSON for the parent."""
-    ordered = sorted(waits.waits)
-    print(json.dumps({
-        "rate": len(ordered) / (ended - started),
-        "p50_ms": ordered[len(ordered) // 2] * 1000,
-        "p99_ms": ordered[int(len(ordered) * 0.99)] * 1000,
-        "fairness": min(half_counts) / max(1, *half_counts),
-    }))  # fmt: skip
+
+def commands():
+    """Lengths of slices in s, as the parent asks for them."""
+    while line := sys.stdin.readline():
+        yield int(line) / 1000
 
 
-def run_threads(pairs, clients, contended, make):
+def run_threads(clients, contended, make):
     """`make(client)` returns a function that acquires and releases a name."""
-    waits, half = Waits(clients), []
-    gate = threading.Barrier(clients + 1)
-    total = pairs // clients
-
-    def work(client):
-        pair = make(client)
-        name = "one" if contended else f"n{client}"
+    pairs = [make(client) for client in range(clients)]
+    names = ["one" if contended else f"n{client}" for client in range(clients)]
+    for client, pair in enumerate(pairs):
         pair(f"warm{client}")
-        gate.wait()
-        for _ in range(total):
-            asked = time.perf_counter()
-            got = pair(name)
-            waits.add(client, got - asked)
-            if not half and len(waits.waits) >= pairs // 2:
-                half.append(list(waits.counts))
+    print("ready", flush=True)
+    for seconds in commands():
+        waits = Waits(clients)
+        waits.until = waits.started + seconds
 
-    threads = [threading.Thread(target=work, args=(c,)) for c in range(clients)]
-    for thread in threads:
-        thread.start()
-    gate.wait()
-    started = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    report(waits, started, time.perf_counter(), half[0])
+        def work(client, waits=waits):
+            pair, name = pairs[client], names[client]
+            while (asked := time.perf_counter()) < waits.until:
+                waits.add(client, pair(name) - asked)
+
+        threads = [threading.Thread(target=work, args=(c,)) for c in range(clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        waits.report()
 
 
-async def run_tasks(pairs, clients, contended, make):
+async def run_tasks(clients, contended, make):
     """`make(client)` returns a coroutine function that acquires and releases a name."""
-    waits, half = Waits(clients), []
-    total = pairs // clients
+    pairs = [make(client) for client in range(clients)]
+    names = ["one" if contended else f"n{client}" for client in range(clients)]
+    await asyncio.gather(*(pair(f"warm{client}") for client, pair in enumerate(pairs)))
+    print("ready", flush=True)
 
-    async def work(client):
-        pair = make(client)
-        name = "one" if contended else f"n{client}"
-        for _ in range(total):
-            asked = time.perf_counter()
-            got = await pair(name)
-            waits.add(client, got - asked)
-            if not half and len(waits.waits) >= pairs // 2:
-                half.append(list(waits.counts))
+    async def work(client, waits):
+        pair, name = pairs[client], names[client]
+        while (asked := time.perf_counter()) < waits.until:
+            waits.add(client, await pair(name) - asked)
 
-    await asyncio.gather(*(make(c)(f"warm{c}") for c in range(clients)))
-    started = time.perf_counter()
-    await asyncio.gather(*(work(c) for c in range(clients)))
-    report(waits, started, time.perf_counter(), half[0])
+    asked_for = commands()
+    while (seconds := await asyncio.to_thread(next, asked_for, None)) is not None:
+        waits = Waits(clients)
+        waits.until = waits.started + seconds
+        await asyncio.gather(*(work(client, waits) for client in range(clients)))
+        waits.report()
 
 
 def direct(args):
@@ -141,7 +151,7 @@ def direct(args):
 
         return pair
 
-    run_threads(args.pairs, args.clients, args.contended, make)
+    run_threads(args.clients, args.contended, make)
 
 
 def redis_py(args):
@@ -157,7 +167,7 @@ def redis_py(args):
 
         return pair
 
-    run_threads(args.pairs, args.clients, args.contended, make)
+    run_threads(args.clients, args.contended, make)
 
 
 async def redis_py_async(args):
@@ -173,7 +183,7 @@ async def redis_py_async(args):
 
         return pair
 
-    await run_tasks(args.pairs, args.clients, args.contended, make)
+    await run_tasks(args.clients, args.contended, make)
     await connection.aclose()
 
 
@@ -210,9 +220,7 @@ async def managed(args):
     wait_ms = 30_000 if args.contended else 0
     await with_manager(
         args,
-        lambda locks: run_tasks(
-            args.pairs, args.clients, args.contended, pair_of(locks, mode, wait_ms)
-        ),
+        lambda locks: run_tasks(args.clients, args.contended, pair_of(locks, mode, wait_ms)),
         may_bump=False,
     )
 
@@ -236,7 +244,27 @@ async def over_grpc(args):
     wait_ms = 30_000 if args.contended else 0
     async with grpc.aio.insecure_channel(f"127.0.0.1:{args.grpc}") as channel:
         make = pair_of(LockClient([channel]), mode, wait_ms)
-        await run_tasks(args.pairs, args.clients, args.contended, make)
+        await run_tasks(args.clients, args.contended, make)
+
+
+def over_grpc_in_threads(args):
+    mode = Mode(args.what.removeprefix("grpc-sync-"))
+    wait_ms = 30_000 if args.contended else 0
+    with grpc.insecure_channel(f"127.0.0.1:{args.grpc}") as channel:
+        locks = SyncLockClient([channel])
+
+        def make(client):
+            def pair(name):
+                grant = locks.acquire(
+                    name, owner=f"c{client}", ttl_ms=TTL_MS, wait_ms=wait_ms, mode=mode
+                )
+                got = time.perf_counter()
+                locks.release(grant)
+                return got
+
+            return pair
+
+        run_threads(args.clients, args.contended, make)
 
 
 def child(args):
@@ -250,6 +278,8 @@ def child(args):
         uvloop.run(redis_py_async(args))
     elif args.what == "serve":
         uvloop.run(serve(args))
+    elif args.what.startswith("grpc-sync-"):
+        over_grpc_in_threads(args)
     elif args.what.startswith("grpc-"):
         uvloop.run(over_grpc(args))
     else:
@@ -257,77 +287,137 @@ def child(args):
 
 
 PLAN = (
-    # what, clients, contended, share of the pairs
-    ("redis-py", 1, False, 1), ("direct", 1, False, 1),
-    ("redis-py-async", 1, False, 1), ("lineage", 1, False, 1),
-    ("redis-py", CLIENTS, False, 1), ("direct", CLIENTS, False, 1),
-    ("redis-py-async", CLIENTS, False, 1), ("lineage", CLIENTS, False, 1),
-    ("strict", CLIENTS, False, 1),
-    ("grpc-lineage", CLIENTS, False, 1), ("grpc-strict", CLIENTS, False, 1),
-    ("redis-py", CLIENTS, True, 2), ("direct", CLIENTS, True, 2),
-    ("redis-py-async", CLIENTS, True, 2), ("lineage", CLIENTS, True, 2),
-    ("strict", CLIENTS, True, 8),
+    # what, clients, contended; redis-py first, with what is compared with it after it
+    ("redis-py", 1, False), ("direct", 1, False), ("grpc-sync-lineage", 1, False),
+    ("redis-py-async", 1, False), ("lineage", 1, False), ("strict", 1, False),
+    ("grpc-lineage", 1, False),
+    ("redis-py", CLIENTS, False), ("direct", CLIENTS, False),
+    ("grpc-sync-lineage", CLIENTS, False),
+    ("redis-py-async", CLIENTS, False), ("lineage", CLIENTS, False), ("strict", CLIENTS, False),
+    ("grpc-lineage", CLIENTS, False), ("grpc-strict", CLIENTS, False),
+    ("redis-py", CLIENTS, True), ("direct", CLIENTS, True),
+    ("redis-py-async", CLIENTS, True), ("lineage", CLIENTS, True), ("strict", CLIENTS, True),
+    ("grpc-lineage", CLIENTS, True),
 )  # fmt: skip
+SLICES = {True: 4}
+"""A contended slice is longer: fairness and p99 need more grants."""
 
 
-def measure(args, what, clients, contended, pairs, ports):
-    command = [
-        sys.executable, __file__, "--what", what, "--clients", str(clients), "--pairs", str(pairs),
-        "--redis", str(ports["redis"]), "--etcd", ports["etcd"], "--grpc", str(ports["grpc"]),
-    ]  # fmt: skip
-    if contended:
-        command.append("--contended")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    print(what, clients, contended, done.stdout.strip(), file=sys.stderr)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+class Contender:
+    """A process that measures a slice whenever it is asked."""
+
+    def __init__(self, what, clients, contended, ports):
+        self.key = (what, clients, contended)
+        command = [
+            sys.executable, __file__, "--what", what, "--clients", str(clients),
+            "--redis", str(ports["redis"]), "--etcd", ports["etcd"], "--grpc", str(ports["grpc"]),
+            *(["--contended"] if contended else []),
+        ]  # fmt: skip
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._line()
+
+    def _line(self):
+        line = self._child.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.key} ended")
+        return line
+
+    def slice(self, ms):
+        """Measure one slice."""
+        self._child.stdin.write(f"{ms}\n")
+        self._child.stdin.flush()
+        return json.loads(self._line())
+
+    def stop(self):
+        """End it."""
+        self._child.stdin.close()
+        self._child.wait(30)
+
+
+def against(runs, base):
+    """Return one row: medians, and the ratio round by round."""
+    row = {
+        key: statistics.median(run[key] for run in runs)
+        for key in ("rate", "p50_ms", "p99_ms", "cpu_us")
+    }
+    counts = [sum(column) for column in zip(*(run["counts"] for run in runs), strict=True)]
+    row["fairness"] = min(counts) / max(counts)
+    row["best"] = max(run["rate"] for run in runs)
+    row["best_ratio"] = row["best"] / max(run["rate"] for run in base)
+    row["ratio"] = statistics.median(
+        run["rate"] / other["rate"] for run, other in zip(runs, base, strict=True)
+    )
+    return row
 
 
 def table(results):
-    print(f"{'':18}{'clients':>8}{'pairs/s':>10}{'ratio':>8}{'p50 ms':>9}{'p99 ms':>9}{'fair':>7}")
-    base = {}
+    """Print the rows; each is compared with the redis-py above it."""
+    print(
+        f"{'':18}{'clients':>10}{'pairs/s':>9}{'ratio':>7}{'best':>8}{'ratio':>7}{'p50 ms':>8}"
+        f"{'p99 ms':>8}{'cpu us':>8}{'fair':>6}"
+    )
+    base = []
     for (what, clients, contended), runs in results.items():
-        middle = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        asynchronous = what not in {"redis-py", "direct", "pottery", "python-redis-lock",
-                                    "redlock-ng"}  # fmt: skip
-        if what in {"redis-py", "redis-py-async"}:
-            base[asynchronous, clients, contended] = middle["rate"]
-        ratio = middle["rate"] / base[asynchronous, clients, contended]
+        if what.startswith("redis-py"):
+            base = runs
+        row = against(runs, base)
         label = f"{clients}{' on one' if contended else ''}"
         print(
-            f"{what:18}{label:>8}{middle['rate']:10.0f}{ratio:8.2f}{middle['p50_ms']:9.2f}"
-            f"{middle['p99_ms']:9.2f}{middle['fairness'] if contended else 1:7.2f}"
+            f"{what:18}{label:>10}{row['rate']:9.0f}{row['ratio']:7.2f}{row['best']:8.0f}"
+            f"{row['best_ratio']:7.2f}{row['p50_ms']:8.2f}{row['p99_ms']:8.2f}{row['cpu_us']:8.0f}"
+            f"{row['fairness'] if clients > 1 else 1:6.2f}"
         )
 
 
-def peers(args, ports, results):
-    """Peers in an environment of their own; left out, with a word, where uv is not."""
-    uv = shutil.which("uv")
-    if uv is None:
-        print("(uv is not on PATH: pottery, python-redis-lock and redlock-ng are left out)")
-        return
+def uv_binary():
+    """Where uv is: on PATH, or where the Makefile fetches it."""
+    script = Path(__file__).resolve().parent.parent / "scripts/bootstrap_uv.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def peers(args, ports):
+    """Peers in an environment of their own, beside its redis-py."""
     script = Path(__file__).with_name("locks_peers.py")
-    for clients, contended in ((1, False), (CLIENTS, False), (CLIENTS, True)):
-        done = subprocess.run(
-            [uv, "run", "--quiet", "--script", str(script), "--redis", str(ports["redis"]),
-             "--clients", str(clients), "--pairs", str(args.pairs // 4),
-             *(["--contended"] if contended else [])],
-            capture_output=True, text=True, timeout=600, check=False,
-            env={k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"},
-        )  # fmt: skip
-        for line in done.stdout.splitlines():
-            found = json.loads(line)
-            results[found.pop("what"), clients, contended] = [found]
-        if done.returncode:
-            print(done.stderr[-500:])
+    done = subprocess.run(
+        [uv_binary(), "run", "--quiet", "--script", str(script), "--redis", str(ports["redis"]),
+         "--rounds", str(args.rounds), "--slice-ms", str(args.slice_ms)],
+        stdout=subprocess.PIPE, text=True, timeout=900, check=False,
+        env={k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"},
+    )  # fmt: skip
+    results = {}
+    for line in done.stdout.splitlines():
+        found = json.loads(line)
+        key = (found.pop("what"), found.pop("clients"), found.pop("contended"))
+        results.setdefault(key, []).append(found)
+    print("\nPeers, with the redis-py that they need:")
+    table(results)
+
+
+def compare(args, ports):
+    """Run everybody in turn, round after round."""
+    plan = [entry for entry in PLAN if "redis-py" in entry[0] or args.only in entry[0]]
+    contenders, results = [], {}
+    try:
+        contenders = [Contender(*entry, ports) for entry in plan]
+        for turn in range(args.rounds + 1):
+            for contender in contenders:
+                found = contender.slice(args.slice_ms * SLICES.get(contender.key[2], 1))
+                if turn:  # the first round warms up
+                    results.setdefault(contender.key, []).append(found)
+    finally:
+        for contender in contenders:
+            contender.stop()
+    table(results)
 
 
 def main():
     """Parent: start the servers, run everybody in turn."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=4_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--slice-ms", type=int, default=250)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--what", default="")
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--contended", action="store_true")
@@ -348,19 +438,11 @@ def main():
          ports["etcd"]],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    results = {}
     try:
         ports["grpc"] = int(service.stdout.readline())
-        for _ in range(args.rounds):
-            for what, clients, contended, share in PLAN:
-                if args.only not in what and "redis-py" not in what:
-                    continue
-                found = measure(args, what, clients, contended, args.pairs // share, ports)
-                results.setdefault((what, clients, contended), []).append(found)
+        compare(args, ports)
         if not args.no_peers:
-            peers(args, ports, results)
-        ordered = dict(sorted(results.items(), key=lambda item: (item[0][2], item[0][1])))
-        table(ordered)
+            peers(args, ports)
     finally:
         service.kill()
         service.wait()

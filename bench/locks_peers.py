@@ -4,8 +4,9 @@
 # ///
 """Other Redis locks for `bench/locks.py`: `uv run --script bench/locks_peers.py --redis PORT`.
 
-They need another redis-py than the project, so they run in an environment of their own, each with
-sixteen threads of one process like the rest. Prints one line of JSON per peer.
+They need another redis-py than the project, so they run in an environment of their own, with
+threads of one process like the rest, and beside that redis-py's own Lock. Prints one line of JSON
+per slice.
 """
 
 # ruff: noqa: D103, PLC0415, ARG001, E501 - each peer is imported only where it is used
@@ -65,61 +66,73 @@ def redlock_ng_pair(port, client):
     return pair
 
 
+def redis_py_pair(port, client):
+    connection = redis.Redis(port=port)
+
+    def pair(name):
+        lock = connection.lock(f"py5:{name}", timeout=TTL_S)
+        lock.acquire()
+        got = time.perf_counter()
+        lock.release()
+        return got
+
+    return pair
+
+
 PEERS = {
+    "redis-py 5": redis_py_pair,
     "pottery": pottery_pair,
     "python-redis-lock": python_redis_lock_pair,
     "redlock-ng": redlock_ng_pair,
 }
 
 
-def run(make, port, clients, contended, pairs):
-    waits, counts, half = [], [0] * clients, []
-    gate = threading.Barrier(clients + 1)
+def run(pairs, contended, seconds):
+    """One slice. A client that waits for a lock which somebody else left held is not waited for."""
+    clients = len(pairs)
+    waits, counts = [], [0] * clients
+    started, cpu = time.perf_counter(), time.process_time()
 
     def work(client):
-        pair = make(port, client)
+        pair = pairs[client]
         name = "one" if contended else f"n{client}"
-        pair(f"warm{client}")
-        gate.wait()
-        for _ in range(pairs // clients):
-            asked = time.perf_counter()
+        while (asked := time.perf_counter()) < started + seconds:
             waits.append(pair(name) - asked)
             counts[client] += 1
-            if not half and len(waits) >= pairs // 2:
-                half.append(list(counts))
 
     threads = [threading.Thread(target=work, args=(c,), daemon=True) for c in range(clients)]
     for thread in threads:
         thread.start()
-    gate.wait()
-    started = time.perf_counter()
     for thread in threads:
         thread.join(60)
     ended = time.perf_counter()
     ordered = sorted(waits)
-    shares = half[0] if half else counts
     return {
         "rate": len(ordered) / (ended - started),
         "p50_ms": ordered[len(ordered) // 2] * 1000,
         "p99_ms": ordered[int(len(ordered) * 0.99)] * 1000,
-        "fairness": min(shares) / max(1, *shares),
+        "cpu_us": (time.process_time() - cpu) / len(ordered) * 1e6,
+        "counts": counts,
     }
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--redis", type=int, default=0)
-    parser.add_argument("--clients", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=1_000)
-    parser.add_argument("--contended", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--slice-ms", type=int, default=250)
     args = parser.parse_args()
     if not args.redis:
         print("run by bench/locks.py, which starts a Redis and an environment for it")
         return
-    for what, make in PEERS.items():
-        pairs = args.pairs // 4 if args.contended else args.pairs
-        found = run(make, args.redis, args.clients, args.contended, pairs)
-        print(json.dumps({"what": what} | found), flush=True)
+    for clients, contended in ((1, False), (16, False), (16, True)):
+        made = {what: [make(args.redis, c) for c in range(clients)] for what, make in PEERS.items()}
+        for turn in range(args.rounds + 1):
+            for what, pairs in made.items():
+                found = run(pairs, contended, args.slice_ms * (4 if contended else 1) / 1000)
+                if turn:
+                    key = {"what": what, "clients": clients, "contended": contended}
+                    print(json.dumps(key | found), flush=True)
 
 
 if __name__ == "__main__":

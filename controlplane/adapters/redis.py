@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, cast
 
 import hiredis
@@ -156,10 +156,16 @@ class RedisLink:
             raise UnavailableError(f"redis {self.address}: {IN_FLIGHT_MAX} calls in flight")
         return wire.send(args)
 
-    def post(self, *args: Argument) -> None:
-        """Send a command whose outcome nobody waits for."""
+    def post(self, args: Sequence[Argument], otherwise: Sequence[Argument] = ()) -> None:
+        """Send a command whose outcome nobody waits for; `otherwise` if its script is not known."""
+
+        def done(future: asyncio.Future[Reply]) -> None:
+            error = None if future.cancelled() else future.exception()
+            if otherwise and isinstance(error, RedisReplyError) and error.code == "NOSCRIPT":
+                self.post(otherwise)
+
         with contextlib.suppress(UnavailableError):
-            self.call(*args).add_done_callback(_forget)
+            self.call(*args).add_done_callback(done)
 
     def subscribe(self, channel: bytes, handler: Callable[[bytes], None]) -> None:
         """Hand every message on `channel` to `handler`, now and after each reconnection."""
@@ -246,11 +252,6 @@ def _must_be_primary(peer: str, role: str) -> None:
 
 def _packed(args: tuple[Argument, ...]) -> bytes:
     return cast("bytes", hiredis.pack_command(cast("Any", args)))
-
-
-def _forget(future: asyncio.Future[Reply]) -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 def _pairs(reply: Reply) -> Iterator[tuple[bytes, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from controlplane.locks.codec import Keys
@@ -17,8 +17,10 @@ class Link(Protocol):
         """Send a command; awaitable for the reply."""
         ...
 
-    def post(self, *args: str | bytes | int) -> None:
-        """Send a command whose outcome nobody waits for."""
+    def post(
+        self, args: Sequence[str | bytes | int], otherwise: Sequence[str | bytes | int] = ()
+    ) -> None:
+        """Send a command whose outcome nobody waits for; `otherwise` if its script is not known."""
         ...
 
     def leave(self, why: str) -> None:
@@ -72,6 +74,7 @@ class Scripts:
             raise UnavailableError(f"redis: {error}") from error
 
     def post(self, script: str, name: str, *argv: str | int) -> None:
-        """Run a script on one lock without waiting for its outcome (it has been run before)."""
-        keys = self.keys.of(name)
-        self.link.post("EVALSHA", self._scripts[script].sha, len(keys), *keys, *argv)
+        """Run a script on one lock without waiting for its outcome."""
+        keys, found = self.keys.of(name), self._scripts[script]
+        tail = (len(keys), *keys, *argv)
+        self.link.post(("EVALSHA", found.sha, *tail), ("EVAL", found.source, *tail))

@@ -18,6 +18,10 @@ from controlplane.locks.manager import LockManager
 from controlplane.locks.scripts import Script
 
 LIMITS = Limits(ttl_min_ms=20, ttl_max_ms=60_000, ttl_usual_ms=300, beat_ms=200)
+"""Short quarantines and beats, for tests in which something is lost."""
+PATIENT = Limits(ttl_min_ms=20, ttl_max_ms=60_000, ttl_usual_ms=30_000, beat_ms=20_000)
+"""For tests that rely on a lock that is still held, or on a place in a queue: a machine that stalls
+for seconds changes nothing."""
 
 
 class Lab:

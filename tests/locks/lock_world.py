@@ -72,12 +72,14 @@ class FaultyLink(RedisLink):
             return super().call(*args)
         return self._meddle(args)
 
-    def post(self, *args: Any) -> None:
+    def post(self, args: Any, otherwise: Any = ()) -> None:
         """Send untouched: nobody waits for the outcome."""
-        with contextlib.suppress(UnavailableError):
-            super().call(*args).add_done_callback(
-                lambda future: future.cancelled() or future.exception()
-            )
+        rates, keep_back = self.rates, self.keep_back
+        self.rates, self.keep_back = {}, set()
+        try:
+            super().post(args, otherwise)
+        finally:
+            self.rates, self.keep_back = rates, keep_back
 
     async def _meddle(self, args: tuple[Any, ...]) -> Any:
         if self._name(args) in self.keep_back:

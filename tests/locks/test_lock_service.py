@@ -15,7 +15,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from lock_lab import Lab, until
+from lock_lab import PATIENT, Lab, until
 
 from controlplane.adapters.lock_client import LockClient, SyncLockClient
 from controlplane.adapters.lock_service import LockServiceServicer
@@ -26,7 +26,8 @@ from controlplane.locks.manager import LockManager
 from controlplane.model.errors import InvalidInputError, UnavailableError
 from controlplane.v1 import lock_pb2, lock_pb2_grpc
 
-TTL = 300
+TTL = 30_000
+SHORT = 300
 
 
 class Served:
@@ -41,7 +42,7 @@ class Served:
 @pytest.fixture
 async def served(lab: Lab) -> AsyncIterator[Served]:
     """The service on a free port."""
-    manager = await lab.manager()
+    manager = await lab.manager(limits=PATIENT)
     audit = AuditLog(await lab.store(), f"/weir/{lab.prefix}/audit/".encode())
     server = grpc.aio.server()
     lock_pb2_grpc.add_LockServiceServicer_to_server(LockServiceServicer(manager, audit), server)
@@ -254,12 +255,12 @@ async def test_the_sync_client_holds_and_renews(served: Served) -> None:
     def work() -> tuple[int, int, bool]:
         with grpc.insecure_channel(served.address) as channel:
             locks = SyncLockClient([channel])
-            with locks.hold("a", ttl_ms=TTL, owner="sync") as held:
+            with locks.hold("a", ttl_ms=SHORT * 4, owner="sync") as held:
                 first = held.token
-                held.lost.wait(TTL * 2 / 1000)
+                held.lost.wait(SHORT * 6 / 1000)
                 held.check()
                 served_token = held.grant.token
-            with locks.hold("a", ttl_ms=TTL, owner="sync", wait_ms=5_000) as held:
+            with locks.hold("a", ttl_ms=SHORT * 4, owner="sync", wait_ms=30_000) as held:
                 second = held.token
                 taken = asyncio.run_coroutine_threadsafe(
                     served.manager.force("a", (held.grant.token,)), loop
@@ -296,7 +297,7 @@ async def test_the_command_line(served: Served) -> None:
     """acquire, renew, get, list, release and force-release print the contract's JSON and exit
     codes."""
     run = lambda *args: asyncio.to_thread(weir, served, *args)  # noqa: E731
-    taken = await run("acquire", "nightly", "--owner", "job", "--ttl", "20s")
+    taken = await run("acquire", "nightly", "--owner", "job", "--ttl", "60s")
     assert taken.returncode == 0, taken.stderr
     grant = json.loads(taken.stdout)
     assert {
@@ -305,7 +306,7 @@ async def test_the_command_line(served: Served) -> None:
     token = str(grant["token"])
     held, renewed, shown, listed, bad = await asyncio.gather(
         run("acquire", "nightly", "--owner", "other", "--ttl", "2s"),
-        run("renew", "nightly", "--owner", "job", "--token", token, "--ttl", "20s"),
+        run("renew", "nightly", "--owner", "job", "--token", token, "--ttl", "60s"),
         run("get", "nightly"),
         run("list"),
         run("acquire", "nightly", "--owner", "job", "--ttl", "soon"),

@@ -180,6 +180,7 @@ class Replica:
             elector=self.elector,
             journal=self.journal,
             intents=lambda: self.intents,
+            drills=lambda: self.upkeep.drills,
         )
         self.locks = lock_manager(
             config,

@@ -18,11 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from controlplane.adapters import authorisation  # noqa: E402
-from controlplane.dev.servers import EtcdCluster, scratch_root  # noqa: E402
+from controlplane.dev.servers import EtcdCluster, RedisServer, scratch_root  # noqa: E402
 from controlplane.v1 import admin_pb2 as pb  # noqa: E402
 from tests.operate.fuzz import calls  # noqa: E402
 from tests.operate.lab import Lab, running  # noqa: E402
-from tests.operate.test_fuzz import BROKEN, SERVED, _parses, call  # noqa: E402
+from tests.operate.test_fuzz import BROKEN, _parses, call, hold_a_lock, lock_of  # noqa: E402
+from tests.operate.test_security import METHODS  # noqa: E402
 
 WORKERS = 16
 STREAM_SHARE = 0.01
@@ -40,8 +41,8 @@ def memory_mb() -> float:
 async def fuzz(lab: Lab, total: int) -> tuple[collections.Counter, list]:
     """Send `total` requests through several connections; count the answers."""
     rng = random.Random(11)
-    unary = [(n, m) for n, m in SERVED if not m.server_streaming]
-    streams = [(n, m) for n, m in SERVED if m.server_streaming]
+    unary = [(n, m) for n, m in METHODS if not m.server_streaming]
+    streams = [(n, m) for n, m in METHODS if m.server_streaming]
     todo = itertools.chain(
         itertools.islice(calls(rng, streams), int(total * STREAM_SHARE)),
         itertools.islice(calls(rng, unary), total - int(total * STREAM_SHARE)),
@@ -61,13 +62,24 @@ async def fuzz(lab: Lab, total: int) -> tuple[collections.Counter, list]:
     return answers, broken
 
 
+async def extend(lab: Lab) -> None:
+    """Keep the bystander's lock: asking again extends it and gives the same token."""
+    while True:
+        await asyncio.sleep(60)
+        await hold_a_lock(lab)
+
+
 async def main(total: int) -> int:
     """Run and print; exit code 1 when anything broke."""
     authorisation.BURST = 10**9
     directory = Path(tempfile.mkdtemp(prefix="weir-fuzz-", dir=scratch_root()))
     etcd = EtcdCluster(directory, size=1).start()
+    redis = RedisServer(directory).start()
     try:
-        async with running(etcd.endpoints, directory / "replicas", "fuzz") as lab:
+        folder = directory / "replicas"
+        async with running(etcd.endpoints, folder, "fuzz", redis=redis.port) as lab:
+            held = await hold_a_lock(lab)
+            extending = asyncio.ensure_future(extend(lab))
             async with lab.admin() as stub:
                 before = await stub.GetStatus(pb.GetStatusRequest())
             await fuzz(lab, 2_000)  # warm-up: caches and pools fill
@@ -76,12 +88,15 @@ async def main(total: int) -> int:
             end_mb = memory_mb()
             async with lab.admin() as stub:
                 after = await stub.GetStatus(pb.GetStatusRequest())
+            extending.cancel()
+            same_lock = await lock_of(lab) == held
     finally:
+        redis.kill()
         etcd.stop()
-    print(f"requests {sum(answers.values())} on {len(SERVED)} methods")
+    print(f"requests {sum(answers.values())} on {len(METHODS)} methods")
     for code, count in answers.most_common():
         print(f"  {code:24} {count}")
-    same = before.plan_epoch == after.plan_epoch
+    same = before.plan_epoch == after.plan_epoch and same_lock
     print(f"broken {len(broken)}; plan epoch {before.plan_epoch} -> {after.plan_epoch}")
     print(f"memory {start_mb:.0f} MB -> {end_mb:.0f} MB")
     for item in broken[:5]:

@@ -19,6 +19,7 @@ import structlog
 from agents.store import PlanFile
 from controlplane import __version__, edges, logging
 from controlplane.adapters.admin_changes import AdminService
+from controlplane.adapters.audit_trail import AuditTrail
 from controlplane.adapters.console_feed import ConsoleFeed
 from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.etcd_intents import EtcdIntents
@@ -98,6 +99,7 @@ class Replica:
             clock,
             lambda: self.topology.policy.budget_ms,
         )
+        self.audit = AuditTrail(clock)
         self.ads = AdsService(clock=clock, metrics=self.metrics.xds)
         self.serving = PlanServing(
             file=self.file,
@@ -180,6 +182,7 @@ class Replica:
             elector=self.elector,
             journal=self.journal,
             intents=lambda: self.intents,
+            drills=lambda: self.upkeep.drills,
         )
         self.locks = lock_manager(
             config,
@@ -190,7 +193,7 @@ class Replica:
             metrics=self.metrics,
         )
         self.loop.highest_seen = self.highest_on_disk
-        intents = EtcdIntents(self.kv, self.store.keys, self.clock)
+        intents = self.admin_intents = EtcdIntents(self.kv, self.store.keys, self.clock)
         self.upkeep = Upkeep(self.store, intents, self.metrics, self.clock)
         self.operations = OperationKeeper(
             OperationRecords(self.kv, intents),
@@ -250,6 +253,7 @@ class Replica:
             "ads": self.ads.run,
             "operations": self.operations.run,
             "upkeep": self.upkeep.run,
+            "audit": lambda: self.audit.run(self.admin_intents),
             "decisions": self.chronicle.run,
             "presence": self.presence.run,
             "console": feed.run,
@@ -289,6 +293,14 @@ class Replica:
             self.metrics.config_reload("refused")
             return
         log.info("config_reloaded", changed=changed)
+        if changed:
+            self.audit.note(
+                "config_reload",
+                target=self.me.replica,
+                by=f"replica/{self.me.replica}",
+                reason=f"SIGHUP: {path}",
+                message="\n".join(changed),
+            )
         self.metrics.config_reload("ok" if changed else "unchanged")
         logging.configure(new.log.level, new.log.format)
         self.config, self.topology, self.dataplane = new, new.topology(), new.dataplane()

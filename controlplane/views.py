@@ -68,6 +68,8 @@ class Views:
     elector: Elector
     journal: Journal[Any, Any]
     intents: Callable[[], Intents]
+    drills: Callable[[], Mapping[str, float]]
+    """End of each region's last completed drill, Unix s."""
     shown: dict[str, tuple[int, State]] = field(default_factory=dict)
     """The last checkpoint read for showing, with the time it was read."""
 
@@ -162,7 +164,12 @@ class Views:
         state, evidence = await self.state(), self.loop.evidence
         if evidence is None:
             raise UnavailableError("this replica has just started; ask again in a second", 1000)
-        result = whatif(self.topology(), state, evidence, intents)
+        now_ms = self.clock.wall_ms()
+        drilled = {
+            RegionName(name): max(0, now_ms - round(ended_s * 1000))
+            for name, ended_s in self.drills().items()
+        }
+        result = whatif(self.topology(), state, evidence, intents, drilled)
         return EffectView(
             routes=result.plan.routes,
             regions=tuple(

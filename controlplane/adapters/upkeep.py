@@ -75,6 +75,8 @@ class Upkeep:
         self._intents = intents
         self._metrics = metrics
         self._clock = clock
+        self.drills: Mapping[str, float] = {}
+        """End of each region's last completed drill, Unix s, as last read."""
 
     async def look(self) -> None:
         """Read once. Raises UnavailableError when etcd does not answer."""
@@ -82,7 +84,8 @@ class Upkeep:
         gates = self._intents.keys.intents + b"gate/"
         self._metrics.set_gate_closed(any(kv.key.startswith(gates) for kv in intents))
         self._metrics.set_override_expiries(override_expiries(self._intents.keys, intents))
-        self._metrics.set_drills(last_drills(await self._store.failovers(FAILOVERS_MAX)))
+        self.drills = last_drills(await self._store.failovers(FAILOVERS_MAX))
+        self._metrics.set_drills(self.drills)
 
     async def run(self) -> None:
         """Read again and again; trouble with etcd is waited out."""

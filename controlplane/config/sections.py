@@ -274,7 +274,8 @@ class PolicySection(Section):
                     f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
                 )
             default = fields[key].default
-            if isinstance(default, bool) != isinstance(value, bool):
+            kinds = (bool, str)
+            if any(isinstance(default, kind) != isinstance(value, kind) for kind in kinds):
                 raise ValueError(f"{key}: must be like {default!r}")
             if isinstance(default, int) and (not isinstance(value, int) or value < 0):
                 raise ValueError(f"{key}: must be a whole number of at least 0, not {value!r}")

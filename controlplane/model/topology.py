@@ -130,6 +130,14 @@ class Policy:
     # safety
     min_regions: int = 1
     """Regions that always keep traffic: the last ones are never drained."""
+    ready_queue: str = "replication"
+    """Queue whose lag, as a region's agents report it, is the region's replication lag."""
+    ready_lag_max_ms: int = 0
+    """Largest replication lag of a region that a change may send more to; 0 asks for none."""
+    ready_headroom_bp: int = 0
+    """Least headroom that a change must leave in a region it sends more to; 0 asks for none."""
+    ready_drill_max_age_h: int = 0
+    """Longest time since the last drill of a region that a change may send more to; 0: any."""
     max_failovers_per_h: int = 6
     """Automatic failovers an hour; beyond it an operator decides."""
     local_unwell_lag_ms: int = 500

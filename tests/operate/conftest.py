@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.dev.servers import EtcdCluster, scratch_root
+from controlplane.dev.servers import EtcdCluster, RedisServer, scratch_root
 from tests.operate.lab import Lab, running
 
 _names = (f"op{i}" for i in itertools.count())
@@ -26,15 +26,28 @@ def operate_etcd() -> Iterator[list[str]]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def operate_redis() -> Iterator[int]:
+    """Port of a real Redis; every cluster has a prefix of its own."""
+    directory = Path(tempfile.mkdtemp(prefix="weir-op-", dir=scratch_root()))
+    server = RedisServer(directory).start()
+    yield server.port
+    server.kill()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 @pytest.fixture
-async def lab(operate_etcd: list[str], tmp_path: Path) -> AsyncIterator[Lab]:
+async def lab(operate_etcd: list[str], operate_redis: int, tmp_path: Path) -> AsyncIterator[Lab]:
     """Three replicas on loopback without TLS."""
-    async with running(operate_etcd, tmp_path, next(_names)) as found:
+    async with running(operate_etcd, tmp_path, next(_names), redis=operate_redis) as found:
         yield found
 
 
 @pytest.fixture
-async def tls_lab(operate_etcd: list[str], tmp_path: Path) -> AsyncIterator[Lab]:
+async def tls_lab(
+    operate_etcd: list[str], operate_redis: int, tmp_path: Path
+) -> AsyncIterator[Lab]:
     """Three replicas with mutual TLS."""
-    async with running(operate_etcd, tmp_path, next(_names), tls=True) as found:
+    names = next(_names)
+    async with running(operate_etcd, tmp_path, names, redis=operate_redis, tls=True) as found:
         yield found

@@ -1,6 +1,7 @@
 """Requests that know the structure of the API and break its rules: every field of every message, with nasty values.
 
-Nothing generated here may change anything: a mutation is always only validated, or has no valid request_id.
+Nothing generated here may change anything that exists: a mutation is always only validated, or has no valid
+request_id. Locks may be taken and given back, but only by names that the fuzzer has for itself.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ TEXTS: Final = (
 INTS: Final = (0, 1, -1, 2, 7, 100, 9_999, 10_000, 10_001, 65, 66, 2**31 - 1, -(2**31))
 LONGS: Final = (*INTS, 2**53, 2**62, 2**63 - 1, -(2**63))
 FLOATS: Final = (0.0, -0.0, 1.5, -1.0, float("nan"), float("inf"), float("-inf"), 1e308)
+WAIT_MAX_MS: Final = 60_000
 DEPTH_MAX: Final = 4
 REPEATS_MAX: Final = 4
 
@@ -87,8 +89,12 @@ def _harmless(out: Message, rng: random.Random) -> None:
         else:
             out.reason = ""
     names = {field.name for field in out.DESCRIPTOR.fields}
-    if {"validate_only", "request_id"} <= names and out.DESCRIPTOR.name != "Mutation":
+    if out.DESCRIPTOR.name == "ForceReleaseRequest":
         out.validate_only = True
+    elif {"validate_only", "request_id"} <= names and out.DESCRIPTOR.name != "Mutation":
+        out.validate_only = rng.random() < 0.5
+    if "wait_ms" in names and 0 < out.wait_ms <= WAIT_MAX_MS:
+        out.wait_ms = 7  # a queue that is waited in tells nothing more
 
 
 def calls(rng: random.Random, methods: list[tuple[str, Any]]) -> Iterator[tuple[str, Any, bytes]]:

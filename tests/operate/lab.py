@@ -24,7 +24,8 @@ from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import admin_pb2_grpc, agent_pb2, agent_pb2_grpc
 
 REGIONS = ("east", "north", "south")
-READY_S = 40
+READY_S = 100
+"""Only a hung replica needs that long; the test's own limit is 120 s."""
 
 
 def settings(
@@ -145,7 +146,7 @@ def report(region: str, others: list[str], boot: int, seq: int) -> agent_pb2.Rep
 
 @contextlib.asynccontextmanager
 async def running(
-    endpoints: list[str], directory: Path, cluster: str, *, tls: bool = False
+    endpoints: list[str], directory: Path, cluster: str, *, redis: int = 0, tls: bool = False
 ) -> AsyncIterator[Lab]:
     """Three replicas with a plan, and agents that report."""
     found = free_ports(6)
@@ -155,6 +156,8 @@ async def running(
     try:
         for name in REGIONS:
             extra: dict[str, Any] = {}
+            if redis:
+                extra["locks"] = {"primary": f"127.0.0.1:{redis}"}
             if ca is not None:
                 who = ca.issue("replica", name, f"{name}-0")
                 extra["tls"] = {

@@ -13,6 +13,8 @@ import grpc
 import pytest
 import yaml
 
+from controlplane.adapters.etcd import EtcdClient, EtcdOptions
+from controlplane.clock import SystemClock
 from controlplane.dev.process import Child, free_ports
 from controlplane.dev.servers import http_get, wait_until
 from controlplane.v1 import admin_pb2 as pb
@@ -45,6 +47,21 @@ def metric(port: int, line: str) -> bool:
     """Whether /metrics has this line."""
     answer = http_get(port, "/metrics", 5)
     return bool(answer) and line in answer[1].decode()
+
+
+def audit(endpoints: list[str], cluster: str) -> str:
+    """What the operations of a cluster say in etcd."""
+
+    async def read() -> str:
+        kv = await EtcdClient.connect(endpoints, options=EtcdOptions(), clock=SystemClock())
+        try:
+            kvs, _ = await kv.get_prefix(f"/weir/{cluster}/operations/".encode())
+        finally:
+            await kv.aclose()
+        found = [pb.Operation.FromString(entry.value) for entry in kvs]
+        return "\n".join(f"{op.kind} {op.target} {op.by} {op.reason} {op.message}" for op in found)
+
+    return asyncio.run(read())
 
 
 def ready(port: int) -> bool:
@@ -89,6 +106,7 @@ def test_a_reload_takes_a_good_file_and_refuses_a_bad_one(
 
     reload(good | {"policy": {**good["policy"], "dead_band_bp": 75}}, "ok", 1)
     assert "dead_band_bp: None -> 75" in child.log.read_text()
+    wait_until(lambda: "dead_band_bp: None -> 75" in audit(operate_etcd, "life2"), "audited", 60)
     reload(good | {"polcy": {}}, "refused", 1)
     assert "did you mean policy?" in child.log.read_text()
     reload(good | {"cluster": {**good["cluster"], "name": "other"}}, "refused", 2)

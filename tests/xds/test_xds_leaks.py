@@ -95,14 +95,23 @@ def _explicit_zero(cla: Any) -> None:
 
 
 async def test_weights_are_exact(lab: Lab, http: aiohttp.ClientSession) -> None:
-    """Envoy spreads payments by the plan's basis points, and nothing goes to weight 0."""
+    """Envoy spreads payments by the plan's basis points, and nothing goes to weight 0.
+
+    Its scheduler starts at a random place of its cycle of ten, and where both regions are due at
+    once the rounding of its deadlines decides who comes first: a hundred payments are exact to one.
+    It starts anew when a host's health changes, so the first health checks are waited for.
+    """
     snapshot = Snapshot.build(plan(1, FENCED), lab.dataplane())
     envoy = await _start(lab, http, snapshot)
+    await _healthy(envoy, http, 2)
     for _ in range(100):
         status, region, _ = await envoy.pay(http)
         assert status == 200
         assert region != "east"
-    assert lab.arrivals() == {"east": 0, "north": 90, "south": 10}
+    arrivals = lab.arrivals()
+    assert arrivals["east"] == 0
+    assert sum(arrivals.values()) == 100
+    assert abs(arrivals["south"] - 10) <= 1
 
 
 @pytest.mark.parametrize("how", ["unhealthy", "dead"])

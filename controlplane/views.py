@@ -1,8 +1,7 @@
 """What people see of a replica: status, explanations, what-if, progress of operations.
 
 Views hold nothing. They join what the parts know at the moment they are asked, so any replica
-answers, and without etcd
-the answer is the last known good.
+answers, and without etcd the answer is the last known good.
 """
 
 from __future__ import annotations

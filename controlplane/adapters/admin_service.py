@@ -217,7 +217,7 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
                 report_age_ms=-1
                 if seen is None or seen.report_age_ms is None
                 else seen.report_age_ms,
-                agents_live=seen.agents_live if seen else 0,
+                agents_live=seen.agents_heard(topology.policy.silent_after_ms) if seen else 0,
                 agents_expected=region.agents_expected,
                 load_bp=load_bp(topology, plan, region.name) if plan else 0,
                 target_load_bp=goal.get(region.name),

@@ -1,8 +1,8 @@
 """HTTP of a replica: metrics, probes of Kubernetes, JSON for people and scripts, the console.
 
 Liveness says that the event loop turns; it never depends on etcd or Redis, because restarting
-every replica is no cure
-for a sick store. Readiness says that this replica can serve a plan; it is not leadership.
+every replica is no cure for a sick store. Readiness says that this replica can serve a plan; it is
+not leadership.
 """
 
 from __future__ import annotations

@@ -162,6 +162,7 @@ class View:
         running = (self.running.region, self.running.kind) if self.running else None
         known = {str(r.name): self.evidence.get(r.name) for r in regions}
         seen = {name: evidence for name, evidence in known.items() if evidence is not None}
+        silent_ms = self.topology.policy.silent_after_ms
         yield _gauge_family(
             "weir_failover_running",
             {(r.name, kind): running == (r.name, kind) for r in regions for kind in FAILOVER_KINDS},
@@ -181,7 +182,8 @@ class View:
             },
         )
         yield _gauge_family(
-            "weir_agents_live", {(n,): e.agents_live if e else 0 for n, e in known.items()}
+            "weir_agents_live",
+            {(n,): e.agents_heard(silent_ms) if e else 0 for n, e in known.items()},
         )
         yield _gauge_family(
             "weir_report_age_seconds",

@@ -3,7 +3,7 @@
 // The replica works out what would happen (validate_only) by the code that would do it. The etag of
 // that answer goes with the change, so what was shown is what is done, or nothing is.
 
-import { byId, duration, h, icon, percent, say } from "./dom.js";
+import { byId, duration, h, icon, percent, say, sentence } from "./dom.js";
 
 const TEXT = {
   DrainRegion: ["Drain", "Takes the region out of service gradually, by steps.", "region"],
@@ -31,15 +31,21 @@ export class Actions {
   }
 
   region(method, name) {
-    this.open(method, name, {});
+    this.ask(method, name, {});
   }
 
   freeze(frozen) {
-    this.open(frozen ? "Unfreeze" : "Freeze", "", {});
+    this.ask(frozen ? "Unfreeze" : "Freeze", "", {});
   }
 
   override(route, regions, overridden) {
-    this.open("SetOverride", route.channel, { route, overridden });
+    this.ask("SetOverride", route.channel, { route, overridden });
+  }
+
+  /** Open the dialog, at the page's own replica when it answers: only there may this page act. */
+  async ask(method, target, extra) {
+    await this.feed.home();
+    this.open(method, target, extra);
   }
 
   stop() {
@@ -178,13 +184,25 @@ export class Actions {
       h("table", { class: "effect-table" }, h("caption", {}, "What would happen"),
         h("thead", {}, h("tr", {}, ["Region", "Load now", "Load then", "Utilisation then"].map((text) => h("th", { scope: "col" }, text)))),
         h("tbody", {}, rows)),
-      ...effect.refusals.map((refusal) => this.refusal(refusal.rule, refusal.message, refusal.remedy)),
+      ...this.refusals(effect.refusals),
     ];
   }
 
-  refusal(rule, message, remedy) {
-    return h("p", { class: "refusal", role: "alert", "data-rule": rule }, icon("bad"),
-      h("span", {}, h("b", {}, `Blocked by ${rule}. `), message, remedy ? `. ${remedy}` : ""));
+  /** One box per rule, however many channels or regions it speaks for. */
+  refusals(all) {
+    const rules = [...new Set(all.map((refusal) => refusal.rule))];
+    return rules.map((rule) => {
+      const same = all.filter((refusal) => refusal.rule === rule);
+      const remedies = [...new Set(same.map((refusal) => refusal.remedy).filter(Boolean))].map(sentence).join(" ");
+      return this.refusal(rule, same.map((refusal) => refusal.message), remedies);
+    });
+  }
+
+  refusal(rule, messages, remedy) {
+    const said = [messages].flat().map(sentence);
+    return h("div", { class: "refusal", role: "alert", "data-rule": rule }, icon("bad"),
+      h("div", {}, h("b", {}, `Blocked by ${rule}. `), said.length === 1 ? `${said[0]} `
+        : h("ul", {}, said.map((text) => h("li", {}, text))), remedy));
   }
 
   check() {

@@ -8,6 +8,7 @@ import { byId, clock, duration, h, icon, percent, say, show } from "./dom.js";
 import { Failover } from "./failover.js";
 import { Feed, OLD_MS, read } from "./feed.js";
 import { Regions, standing } from "./regions.js";
+import { summary } from "./summary.js";
 import { Timeline } from "./timeline.js";
 
 const facts = { cluster: "", replica: "", budget_ms: 30000, actions_refused: "", channels: {} };
@@ -84,36 +85,24 @@ function title(regions, status) {
   return `${what || (status.frozen ? "frozen" : "all healthy")} · ${status.cluster} · Weir`;
 }
 
-/** One sentence that an operator can act on, and one that says more. */
+/** One sentence that an operator can act on, one that says why, and since when. */
 function headline() {
   const box = byId("headline");
-  const [tone, sign, text, more] = summary();
+  const { tone, sign, text, more, since } = summary(seen, now());
   if (box.dataset.tone !== tone) box.dataset.tone = tone;
   show(byId("headline-icon"), sign, () => icon(sign));
   say(byId("headline-text"), text);
   say(byId("headline-more"), more || "\u00a0");
+  const age = byId("headline-age");
+  age.hidden = !since;
+  if (since) {
+    say(byId("headline-since"), `since ${clock(new Date(since))}`);
+    say(byId("headline-for"), duration(now() - since));
+  }
+  const mark = byId("icon");
+  const file = `console/icon${{ bad: "-bad", warn: "-warn" }[tone] ?? ""}.svg`;
+  if (mark.getAttribute("href") !== file) mark.setAttribute("href", file);
 }
-
-function summary() {
-  const { status, regions } = seen;
-  if (!status) return ["wait", "none", "Waiting for the first answer…", ""];
-  if (!status.plan) return ["warn", "warn", "No plan yet.", status.alarms[0] ?? "No leader has committed one."];
-  const where = regions.map((region) => `${region.name} ${percent(region.load_bp, 0)}`).join(", ");
-  const failed = regions.filter((region) => region.phase === "failed");
-  const others = regions.filter((region) => region.phase !== "healthy" || region.drained);
-  const open = status.plan.breakers.filter((breaker) => breaker.state === "open");
-  if (!status.coordinated) return ["bad", "warn", "Cut off from etcd: the last known good plan stays in force.", status.alarms[0] ?? where];
-  if (status.panic) return ["bad", "bad", "Panic: too little is healthy, health is disregarded.", where];
-  if (failed.length) return ["bad", "bad", `${names(failed)} failed. Payments go to the others.`, `${where}. ${failed[0].cause}`];
-  if (others.length) return ["warn", "warn", `${others.map((r) => `${r.name} is ${standing(r).word}`).join(", ")}.`, `Load: ${where}. ${others[0].cause}`];
-  if (status.alarms.length) return ["warn", "warn", sentence(status.alarms[0]), `Load: ${where}.`];
-  if (open.length) return ["warn", "warn", `${open.length} breaker${open.length > 1 ? "s" : ""} open: ${open.map((b) => `${b.channel} in ${b.region}`).join(", ")}.`, open[0].cause];
-  if (status.frozen) return ["info", "lock", "Frozen by an operator: nothing changes by itself.", `Load: ${where}.`];
-  return ["ok", "ok", `All ${regions.length} regions are healthy.`, `Load: ${where}.`];
-}
-
-const names = (regions) => regions.map((region) => region.name).join(" and ");
-const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
 
 function controlPlane(status) {
   say(byId("cluster"), status.cluster);
@@ -145,7 +134,7 @@ function connection() {
     const round = feed.failures >= feed.peers.length;
     state = age > OLD_MS ? "gone" : "wait";
     text = `${age > OLD_MS ? "OLD: " : ""}what you see is ${duration(age)} old. ${round ? "No replica answers" : `${feed.tried || name} does not answer`}, trying ${name}…`;
-  } else if (!peer.self) text = `Live from ${peer.id}. ${facts.replica} did not answer, this page moved on`;
+  } else if (!peer.self) text = `Live from ${peer.id}. ${facts.replica} did not answer, so this page moved on.`;
   if (bar.dataset.state !== state) bar.dataset.state = state;
   document.body.classList.toggle("old", state === "gone");
   say(byId("connection-text"), text);
@@ -172,12 +161,14 @@ async function explain(channel) {
 function steps(answer) {
   return [h("p", { class: "muted" }, `Epoch ${answer.epoch}. The rules in the order in which they were applied.`),
     h("ol", { class: "steps" }, answer.steps.map((step) => h("li", {},
-      h("b", {}, step.rule.replaceAll("_", " ")), h("span", {}, step.detail),
-      step.weights.length ? h("span", { class: "step-weights" }, step.weights.map((w) => `${w.region} ${percent(w.weight_bp)}`).join(" · ")) : null)))];
+      h("b", {}, step.rule.replaceAll("_", " ")),
+      h("span", {}, h("span", {}, step.detail),
+        step.weights.length ? h("span", { class: "step-weights" }, step.weights.map((w) => `${w.region} ${percent(w.weight_bp)}`).join(" · ")) : null))))];
 }
 
 setInterval(() => {
   connection();
+  if (seen.status?.plan && seen.regions.length) headline();
   if (seen.status?.failover) failover();
 }, 250);
 document.addEventListener("visibilitychange", () => document.hidden || connection());

@@ -87,7 +87,7 @@ export class Chart {
       cursor: { show: false }, select: { show: false }, padding: [8, 26, 0, 0],
       scales: { x: { time: true, range: () => [this.now - this.span, this.now] }, y: { range: [0, 100] } },
       axes: [
-        { ...axis, space: 78, size: 32, values: (_, splits) => splits.map((s) =>
+        { ...axis, space: 104, size: 32, values: (_, splits) => splits.map((s) =>
           new Date(s * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", ...(this.span < 300 ? { second: "2-digit" } : {}), hour12: false })) },
         { ...axis, size: 46, splits: () => [0, 25, 50, 75, 100], values: (_, v) => v.map((n) => `${n} %`) },
       ],

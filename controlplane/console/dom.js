@@ -57,6 +57,12 @@ export function duration(ms) {
   return `${Math.round(ms / 86400000)} d`;
 }
 
+/** Begin with a capital and end with a full stop, whatever the replica's words do. */
+export function sentence(text) {
+  if (!text) return "\u00a0";
+  return `${text[0].toUpperCase()}${text.slice(1)}${/[.!?…]$/.test(text) ? "" : "."}`;
+}
+
 export function clock(date) {
   return date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
 }

@@ -1,6 +1,6 @@
 // The stage line of a failover against its budget: the running one, else the last.
 
-import { byId, clock, duration, h, icon, say, show } from "./dom.js";
+import { byId, clock, duration, h, icon, say, sentence, show } from "./dom.js";
 
 const STAGES = [
   ["suspect_ms", "Suspected", "a vantage missed it"],
@@ -8,6 +8,8 @@ const STAGES = [
   ["commit_ms", "Committed", "the plan is in etcd"],
   ["converge_ms", "Applied", "every live data plane"],
 ];
+
+const IDLE = "Every stage is counted from the first symptom. A failover is closed, and timed, when the last live data plane has applied it.";
 
 export class Failover {
   constructor(root, title) {
@@ -64,9 +66,9 @@ export class Failover {
           h("span", { class: "budget-fill", style: { width: share(elapsed) } }),
           failover ? STAGES.filter(([field]) => failover[field] >= 0).map(([field]) =>
             h("span", { class: "budget-mark", style: { left: share(failover[field]) } })) : null),
-        h("p", { class: "budget-scale muted small", "aria-hidden": "true" }, h("span", {}, "0 s"),
-          h("span", {}, failover ? `${duration(elapsed)} used` : ""), h("span", {}, `${duration(budget)} budget`))),
-      h("p", { class: "cause" }, failover?.cause || "\u00a0"),
+        h("p", { class: "budget-scale muted small", "aria-hidden": "true" },
+          h("span", {}, failover ? `${duration(elapsed)} used` : "0 s"), h("span", {}, `${duration(budget)} budget`))),
+      h("p", { class: "cause" }, failover ? sentence(failover.cause) : IDLE),
     ];
   }
 }

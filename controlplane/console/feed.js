@@ -2,16 +2,17 @@
 //
 // A replica that is gone refuses at once; one that hangs says nothing for SILENT_MS. Either way the
 // next one is tried. Whatever is shown meanwhile is said to be old. After a move the page stays
-// where it is: a replica that comes back is no reason to move again.
+// where it is: a replica that comes back is no reason to move again. Only who wants to act goes back
+// to the page's own replica, when that one answers after all.
 
 const SILENT_MS = 3000;
 const RETRY_MS = [100, 400, 1000, 2000];
+const HOME_MS = 1500;
 export const OLD_MS = 2500;
 
 export class Feed extends EventTarget {
-  constructor(home) {
+  constructor() {
     super();
-    this.home = home;
     this.peers = [{ id: "", region: "", base: "", self: true }];
     this.at = 0;
     this.failures = 0;
@@ -78,7 +79,24 @@ export class Feed extends EventTarget {
     const round = Math.floor(this.failures / this.peers.length);
     this.failures += 1;
     this.dispatchEvent(new Event("moving"));
-    setTimeout(() => this.start(), RETRY_MS[Math.min(round, RETRY_MS.length - 1)]);
+    this.retry = setTimeout(() => this.start(), RETRY_MS[Math.min(round, RETRY_MS.length - 1)]);
+  }
+
+  /** Go back to the page's own replica if it answers; return whether the page is there. */
+  async home() {
+    if (this.peer.self) return true;
+    try {
+      const answer = await fetch("api/console", { signal: AbortSignal.timeout(HOME_MS) });
+      if (!answer.ok) return false;
+    } catch {
+      return false;
+    }
+    clearTimeout(this.retry);
+    clearInterval(this.watchdog);
+    this.source?.close();
+    this.at = 0;
+    this.start();
+    return true;
   }
 }
 

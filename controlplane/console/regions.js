@@ -6,6 +6,7 @@ const TONE = { healthy: "ok", suspect: "warn", failed: "bad", recovering: "info"
 const ICON = { healthy: "ok", suspect: "warn", failed: "bad", recovering: "back" };
 const AT_REST_BP = 25;
 const LATE_MS = 3000;
+const ROLE = { dr: "disaster recovery" };
 
 /** Phase as shown: a drain is an operator's and comes first. */
 export function standing(region) {
@@ -45,7 +46,7 @@ export class Regions {
       h("header", { class: "card-head" },
         h("span", { class: "swatch", style: { background: hue(index) }, "aria-hidden": "true" }),
         h("h3", { id }, region.name),
-        h("span", { class: "role" }, region.role),
+        h("span", { class: "role" }, ROLE[region.role] ?? region.role),
         part("chip", "span", { class: "chip" })),
       h("div", { class: "load" },
         part("now", "span", { class: "load-now" }),
@@ -59,7 +60,7 @@ export class Regions {
         h("dt", {}, "Seen by"), part("votes", "dd", { class: "votes" }),
         h("dt", {}, "Reports"), part("reports", "dd"),
         h("dt", {}, "Applied"), part("epoch", "dd"),
-        h("dt", {}, "Clock offset"), part("offset", "dd")),
+        part("offsetName", "dt", { hidden: true }, "Clock offset"), part("offset", "dd", { hidden: true })),
       h("div", { class: "card-actions", role: "group", "aria-label": `Actions on ${region.name}` },
         part("drain", "button", { type: "button", class: "button" }, "Drain…"),
         part("over", "button", { type: "button", class: "button" }, "Fail over…"),
@@ -91,16 +92,17 @@ export class Regions {
     card.used.classList.toggle("alarm", region.utilisation_bp > 10000);
     show(card.votes, region.votes.map((v) => [v.vantage, v.opinion, this.age(v), v.failures]), () =>
       region.votes.length ? region.votes.map((vote) => this.vote(vote)) : ["nobody"]);
-    const live = `${region.agents_live}/${region.agents_expected} agents`;
-    say(card.reports, `${live}, ${this.ago(region.report_age_ms)}`);
     const late = region.report_age_ms < 0 || region.report_age_ms > LATE_MS;
+    const live = `${region.agents_live}/${region.agents_expected} agents`;
+    say(card.reports, late ? this.silent(region.report_age_ms) : `${live}, fresh`);
     card.reports.classList.toggle("alarm", late || region.agents_live < region.agents_expected);
     const behind = region.applied_epoch >= 0 && region.applied_epoch < status.plan_epoch;
     say(card.epoch, region.applied_epoch < 0 ? "nobody listens"
       : `epoch ${region.applied_epoch}${behind ? ` of ${status.plan_epoch}` : ", in force"}`);
     card.epoch.classList.toggle("alarm", behind || region.applied_epoch < 0);
-    say(card.offset, region.clock_offset_ms === undefined ? "not measured"
-      : `${region.clock_offset_ms.toFixed(1)} ms`);
+    const measured = region.clock_offset_ms !== undefined;
+    card.offset.hidden = card.offsetName.hidden = !measured;
+    if (measured) say(card.offset, `${region.clock_offset_ms.toFixed(1)} ms`);
     say(card.drain, region.drained ? "Undrain…" : "Drain…");
     const out = region.drained || region.phase === "failed";
     card.over.disabled = region.phase === "failed";
@@ -109,7 +111,7 @@ export class Regions {
 
   calm(region, now) {
     const since = region.since ? duration(now - Date.parse(region.since)) : "";
-    if (region.drained) return `An operator asked for it, ${since} ago at most.`;
+    if (region.drained) return "An operator asked for it.";
     return since ? `${region.phase || "unknown"} for ${since}` : "\u00a0";
   }
 
@@ -117,16 +119,16 @@ export class Regions {
     const tone = { up: "ok", down: "bad" }[vote.opinion] ?? "wait";
     const sign = { up: "ok", down: "bad" }[vote.opinion] ?? "none";
     return h("span", { class: `vote tone-${tone}` }, icon(sign),
-      h("span", {}, `${vote.vantage} says ${vote.opinion}, ${this.age(vote)}`));
+      h("span", {}, `${vote.vantage} says ${vote.opinion}`),
+      h("span", { class: "vote-age" }, this.age(vote)));
   }
 
   age(vote) {
-    if (vote.last_success_age_ms < 0) return "no success yet";
-    return vote.last_success_age_ms < 2000 ? "now" : `seen ${duration(vote.last_success_age_ms)} ago`;
+    if (vote.last_success_age_ms < 0) return "never reached";
+    return vote.last_success_age_ms < 2000 ? "now" : `${duration(vote.last_success_age_ms)} ago`;
   }
 
-  ago(ms) {
-    if (ms < 0) return "none yet";
-    return ms < 2000 ? "fresh" : `last ${duration(ms)} ago`;
+  silent(ms) {
+    return ms < 0 ? "never a report" : `silent for ${duration(ms)}`;
   }
 }

@@ -2,8 +2,7 @@
 for production.
 
 Every certificate carries its identity as a SPIFFE URI (`spiffe://weir.dev/weir/<role>/...`)
-besides localhost, 127.0.0.1 and
-`weir`. Keys are ECDSA P-256, written with mode 0600.
+besides localhost, 127.0.0.1 and `weir`. Keys are ECDSA P-256, written with mode 0600.
 """
 
 from __future__ import annotations

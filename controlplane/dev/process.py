@@ -1,9 +1,8 @@
 """Child processes that never outlive their parent.
 
 Every child asks the kernel for SIGKILL on the death of its parent (PR_SET_PDEATHSIG), so that
-Ctrl-C, SIGTERM and even
-`kill -9` of the parent leave nothing behind. Output goes to one file per process: a pipe that
-nobody reads would block it.
+Ctrl-C, SIGTERM and even `kill -9` of the parent leave nothing behind. Output goes to one file per
+process: a pipe that nobody reads would block it.
 """
 
 from __future__ import annotations

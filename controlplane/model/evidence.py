@@ -103,6 +103,15 @@ class RegionEvidence:
     cells: tuple[CellCounters, ...] = ()
     ingress: tuple[IngressView, ...] = ()
 
+    def agents_heard(self, silent_after_ms: int) -> int:
+        """Return how many agents report now.
+
+        None does when the newest report is too old: a replica that died with its region took
+        nothing back, so its last digest still counts them.
+        """
+        silent = self.report_age_ms is None or self.report_age_ms > silent_after_ms
+        return 0 if silent else self.agents_live
+
 
 TEXT_CHARS_MAX = 128
 """Longest free text that travels between replicas."""

@@ -14,7 +14,7 @@ import yaml
 from controlplane import config
 from controlplane.adapters.identity import parse_spiffe
 from controlplane.model.permissions import RoleName
-from tests.helm.charts import CASES, ROOT, Harness, Json, Release, Workload, matches
+from tests.helm.charts import CASES, ROOT, Harness, Json, Release, Workload, matches, merge
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
 _SUFFIX = {
@@ -387,6 +387,22 @@ def test_rules_and_dashboards_arrive_unchanged(harness: Harness) -> None:
     assert boards.keys() == sources.keys()
     for name, text in boards.items():
         assert json.loads(text) == json.loads(sources[name])
+
+
+def test_alerts_link_to_where_the_runbooks_are_served(harness: Harness) -> None:
+    """With an address of the pages every alert of the release has a link that a pager can open."""
+    name, values = CASES["east"]
+    rules = {"prometheusRule": {"runbookUrl": "https://wiki.example.com/weir/"}}
+    release = harness.helm.render(merge(values, {"monitoring": rules}), name=name)
+    links = [
+        rule["annotations"]["runbook_url"]
+        for item in release.of("PrometheusRule")
+        for group in item["spec"]["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    ]
+    assert links
+    assert all(re.fullmatch(r"https://wiki\.example\.com/weir/\w+\.md", link) for link in links)
 
 
 def test_a_changed_configuration_restarts_the_pods(harness: Harness) -> None:

@@ -279,6 +279,15 @@ def test_never_seen_is_infinite_and_not_zero() -> None:
     assert value(metrics, "weir_leader_heartbeat_age_seconds") == float("inf")
 
 
+def test_agents_of_a_silent_region_are_missing() -> None:
+    """A region that died whole with its replica leaves a last digest that counts its agents; they
+    report no longer, and AgentsMissing must see that."""
+    metrics = filled(1)
+    assert value(metrics, "weir_agents_live", region="east") == 1
+    metrics.set_evidence([RegionEvidence(region=REGIONS[0], report_age_ms=9000, agents_live=3)])
+    assert value(metrics, "weir_agents_live", region="east") == 0
+
+
 def test_lag_is_that_of_the_furthest_behind() -> None:
     """One Envoy behind among a thousand must show."""
     metrics = filled(1)

@@ -35,6 +35,8 @@ class Chronicle:
     def record(self, tick: Tick) -> None:
         """Keep what a tick decided, and count the failovers it closed."""
         self._recorder.record(tick)
+        if tick.would_have:
+            return
         running = None
         for record in tick.result.failovers:
             if record.outcome == "running":

@@ -7,7 +7,8 @@ failed may still happen, even minutes later when a stopped member wakes with the
 socket: such a failure is *ambiguous*, and only the caller knows whether repetition is harmless.
 gRPC's own keepalive neither notices a stopped member in time nor is welcome at etcd: not used.
 
-Rules. A failed attempt marks its link and moves everybody to the link that failed longest ago.
+Rules. A failed attempt marks its link and moves everybody to the link that failed longest ago,
+which is connected beforehand: leaving a member costs no handshake.
 Reads are repeated until `call_ms` is over. Writes are repeated when the failure proves that
 nothing was sent, or when the caller says that a repetition is harmless.
 
@@ -211,6 +212,7 @@ class Links:
         self._current = self._links[self._random.randrange(len(self._links))]
         self._token = ""
         self._login = asyncio.Lock()
+        self._connect_next()
 
     @property
     def current(self) -> Link:
@@ -233,11 +235,16 @@ class Links:
         if link is self._current:
             self._current = self.other_than(link)
             self.stats.rotations += 1
+            self._connect_next()
 
     def other_than(self, link: Link) -> Link:
         """Return the link that failed longest ago, preferably another one."""
         others = [other for other in self._links if other is not link] or [link]
         return min(others, key=lambda other: other.failed_at_ms)
+
+    def _connect_next(self) -> None:
+        """Connect, in the background, to whoever would be next."""
+        self.other_than(self._current).channel.get_state(try_to_connect=True)
 
     async def backoff(self, failures: int) -> None:
         """Pause after a round over all members (never within one)."""

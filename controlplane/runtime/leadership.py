@@ -104,6 +104,11 @@ class Elector:
         return self._held
 
     @property
+    def suspended(self) -> Leadership | None:
+        """What we held until the local deadline passed and have not yet seen end; else None."""
+        return None if self.leadership is not None else self._held
+
+    @property
     def leader_info(self) -> LeaderInfo:
         """Who leads, as far as this replica knows."""
         now_ms = self._clock.monotonic_ms()

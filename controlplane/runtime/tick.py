@@ -6,10 +6,11 @@ leader steps, and only what
 etcd accepted under the leader's term travels on: the leader never publishes what it has just
 computed.
 
-While etcd does not answer, the leader goes on deciding with what it knows: the plan stays
-uncommitted, each attempt is
-counted as *would have*, and the first tick that reaches etcd commits the newest plan, not the ones
-in between.
+While etcd does not answer, the last known good plan stays in force. Who led goes on deciding with
+what it knows, on a copy of its state: nothing of that is written or travels. Each such tick counts,
+is recorded as *would have*, and is said when its plan differs from the one before. When etcd is
+back, the first tick begins from what etcd holds, so that nothing jumps: moves made by steps go on
+from the committed weights.
 """
 
 from __future__ import annotations
@@ -70,6 +71,11 @@ class Coordination(Protocol):
         """Wait until leadership may have been won or lost."""
         ...
 
+    @property
+    def suspended(self) -> Leadership | None:
+        """A leadership whose local deadline has passed and that is not known to be over."""
+        ...
+
     def deposed(self, term: Term) -> None:
         """Take in that etcd refused a write of this term."""
         ...
@@ -119,6 +125,8 @@ class Tick:
     wall_ms: int
     before: State
     result: Step
+    would_have: bool = False
+    """Whether this was only thought: etcd did not answer, nothing was written."""
 
 
 class DecisionLoop:
@@ -158,6 +166,7 @@ class DecisionLoop:
         self._suspect_coordination = suspect_coordination
         self._baseline = Baseline()
         self._reign: _Reign | None = None
+        self._shadow: _Reign | None = None
         self._evidence: Evidence | None = None
         self.highest_seen = Epoch(0)
         self.uncommitted_ticks = 0
@@ -211,8 +220,10 @@ class DecisionLoop:
         self._evidence = evidence
         leadership = self._election.leadership
         if leadership is None:
+            self._think(evidence, now_ms)
             self._reign = None
             return
+        self._shadow = None
         try:
             reign = await self._enter(leadership)
             await self._decide(reign, evidence, now_ms)
@@ -225,6 +236,39 @@ class DecisionLoop:
             self.uncommitted_ticks += 1
             epoch = self._reign.decided if self._reign else 0
             log.warning("would_have_committed", term=leadership.term, epoch=epoch, error=str(error))
+
+    def _think(self, evidence: Evidence, now_ms: int) -> None:
+        """Decide without writing while the leadership is suspended, to say what would be done."""
+        held = self._election.suspended
+        self._shadow = self._shadow or self._reign
+        if held is None or self._shadow is None or self._shadow.leadership.term != held.term:
+            self._shadow = None
+            self.uncommitted_ticks = 0  # another leads, or nobody does: not ours to say
+            return
+        tick = self._step(self._shadow, evidence, now_ms, would_have=True)
+        self.uncommitted_ticks += 1
+        self._recorder(tick)
+        if (epoch := tick.result.plan.epoch) != self._shadow.decided:
+            log.warning("would_have_decided", term=held.term, epoch=epoch)
+        for event in tick.result.events:
+            log.warning(
+                "would_have", kind=event.kind, region=event.region, channel=event.channel,
+                cause=event.message,
+            )  # fmt: skip
+        self._shadow.decided = epoch
+
+    def _step(
+        self, reign: _Reign, evidence: Evidence, now_ms: int, *, would_have: bool = False
+    ) -> Tick:
+        """Decide once and take the new state over."""
+        intents, before = self._intents() or NO_INTENTS, reign.state
+        result = step(self._topology, before, evidence, intents, now_ms)
+        reign.state = result.state
+        return Tick(
+            leadership=reign.leadership, topology=self._topology, evidence=evidence,
+            intents=intents, now_ms=now_ms, wall_ms=self._clock.wall_ms(), before=before,
+            result=result, would_have=would_have,
+        )  # fmt: skip
 
     def _fold(self, now_ms: int) -> Evidence:
         entries = self._book.entries(now_ms)
@@ -254,7 +298,7 @@ class DecisionLoop:
             state, epoch = State.initial(self._topology), Epoch(0)
         else:
             state, epoch = self._read_state(committed.state), committed.plan.epoch
-        self._reign = _Reign(leadership, state, epoch)
+        self._reign = _Reign(leadership, state, epoch, decided=epoch)
         log.info("leading", term=leadership.term, epoch=epoch)
         return self._reign
 
@@ -269,10 +313,8 @@ class DecisionLoop:
             return State.initial(self._topology)
 
     async def _decide(self, reign: _Reign, evidence: Evidence, now_ms: int) -> None:
-        intents = self._intents() or NO_INTENTS
-        before = reign.state
-        result = step(self._topology, before, evidence, intents, now_ms)
-        reign.state = result.state
+        tick = self._step(reign, evidence, now_ms)
+        result = tick.result
         reign.decided = result.plan.epoch
         reign.ticks += 1
         refused = reign.refusals.new(live_subscribers(self._book.entries(now_ms)))
@@ -281,20 +323,8 @@ class DecisionLoop:
         # happens
         unwritten = {k: r for k, r in reign.failovers.items() if reign.written.get(k) != r}
         reign.failovers = unwritten | {record.id: record for record in result.failovers}
-        wall_ms = self._clock.wall_ms()
-        self._recorder(
-            Tick(
-                leadership=reign.leadership,
-                topology=self._topology,
-                evidence=evidence,
-                intents=intents,
-                now_ms=now_ms,
-                wall_ms=wall_ms,
-                before=before,
-                result=result,
-            )
-        )
-        await self._write(reign, result.plan, wall_ms)
+        self._recorder(tick)
+        await self._write(reign, result.plan, tick.wall_ms)
         if result.resign:
             log.warning("resigning", term=reign.leadership.term)
             await self._election.resign()

@@ -250,14 +250,15 @@ async def test_rolling_restart(kv: EtcdClient, replicas: Replicas) -> None:
     """Every replica is restarted in turn: each hands over, committed epochs go on one by one, and
     no write of any term is out of place."""
     replicas.start(3, tick_ms=100)
+    await until(lambda: all(p.said("ready") for p in replicas.processes), "all are up")
     await replicas.leader()
     for process in list(replicas.processes):
+        asked = now_ms()
         process.child.signal(15)
-        assert process.child.process is not None
-        await until(lambda p=process: p.child.process.poll() is not None, "it left")
+        await until(lambda p=process: not p.child.alive, "it left")
         process.child.start()
+        await until(lambda p=process, t=asked: p.said("ready", t), "it is back")
         await replicas.leader(now_ms())
-        await until(lambda p=process: p.history()[-1]["op"] != "stopped", "it is back")
     logs = [list(process.history()) for process in replicas.processes]
     events = await read_history(kv, replicas.cluster)
     assert check(events, replicas.cluster, logs) == []

@@ -4,10 +4,12 @@ says so turns red when a protection is taken away."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 
+from controlplane.adapters import wire
 from controlplane.adapters.etcd import EtcdClient
-from controlplane.adapters.etcd_keys import Keys
+from controlplane.adapters.etcd_keys import Keys, unpack_plan
 from controlplane.dev.servers import EtcdCluster
 from controlplane.ports import Delete
 from tests.support.etcd import *  # noqa: F403 - fixtures
@@ -16,6 +18,7 @@ from tests.support.history import check, read_history
 from tests.support.replicas import LeaderProcess, Replicas, now_ms, until
 
 FAKETIME = str(next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), "libfaketimeMT.so.1"))
+CALM = {"tick_ms": 50, "rules": {"takeover_after_ms": 4000, "demote_after_ms": 3000}}
 FAST = {"tick_ms": 50, "rules": {"takeover_after_ms": 600, "demote_after_ms": 500}}
 
 
@@ -155,18 +158,52 @@ async def test_without_the_deadline_a_woken_leader_still_tries(
     assert await judge(kv, replicas) == []
 
 
-async def test_clock_jumps_change_nothing(kv: EtcdClient, replicas: Replicas) -> None:
-    """Wall clocks an hour ahead and an hour behind, on leader and candidate: the same history."""
-    for i, offset in enumerate(("+1h", "-1h", "+0")):
-        env = {"LD_PRELOAD": FAKETIME, "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-        replicas.add(replica=f"a{i}", region=("east", "north", "south")[i], rank=i, **FAST, env=env)
-    for _ in range(3):
-        leader = await replicas.leader(now_ms())
-        begun = now_ms()
-        leader.child.kill()
-        await replicas.leader(begun + 1, other_than=leader)
-        leader.child.start()
+HOUR_MS = 3_600_000
+
+
+def set_clock(clock: Path, offset: str) -> None:
+    """Make a process's wall clock jump; whole, for it is read all the time."""
+    whole = clock.with_suffix(".new")
+    whole.write_text(offset)
+    whole.replace(clock)
+
+
+async def test_clock_jumps_change_nothing(
+    kv: EtcdClient, replicas: Replicas, etcd_scratch: Path
+) -> None:
+    """Wall clocks jump by an hour, forth and back, under the leader and under the candidates: terms
+    change only when a leader is killed, and the history is as sound as ever."""
+    clocks = [etcd_scratch / f"clock{i}" for i in range(3)]
+    for i, clock in enumerate(clocks):
+        set_clock(clock, "+0")
+        env = {
+            "LD_PRELOAD": FAKETIME, "FAKETIME_TIMESTAMP_FILE": str(clock),
+            "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }  # fmt: skip
+        region = ("east", "north", "south")[i]
+        replicas.add(replica=f"a{i}", region=region, rank=i, **CALM, env=env)
+    leader = await replicas.leader()
+    term = leader.said("elected")[-1]["term"]
+    for offset in ("+1h", "-1h", "+0"):
+        for clock in clocks:  # one after the other: they also differ from each other
+            set_clock(clock, offset)
+            begun = now_ms()
+            await until(lambda t=begun: len(leader.said("ok", t)) > 2, "it leads on")
+    assert {line["term"] for p in replicas.processes for line in p.said("elected")} == {term}
+    for clock, offset in zip(clocks, ("+0", "-1h", "+1h"), strict=True):
+        set_clock(clock, offset)
+    begun = now_ms()
+    leader.child.kill()
+    await replicas.leader(begun + 1, other_than=leader)
     assert await judge(kv, replicas) == []
+    stamps = [
+        wire.parse_plan(unpack_plan(event.value)[1]).committed_at_ms
+        for event in await read_history(kv, replicas.cluster)
+        if event.key == Keys(replicas.cluster).plan and event.value is not None
+    ]
+    jumps = [after - before for before, after in itertools.pairwise(stamps)]
+    assert max(jumps) > HOUR_MS / 2, "the clocks did jump"
+    assert min(jumps) < -HOUR_MS / 2, "the clocks did jump"
 
 
 def hasty(replicas: Replicas, without: list[str]) -> LeaderProcess:

@@ -19,11 +19,11 @@ if netns.possible():
     async def test_a_site_cut_off_is_replaced_and_comes_back(
         etcd_scratch: Path, cluster_name: str
     ) -> None:
-        """All packets, then only leaving ones: each time the others go on without
-        the cut-off leader, it writes nothing, and healed it follows."""
+        """All packets, then only leaving ones, then only arriving ones: each time the others go on
+        without the cut-off leader, it writes nothing, and healed it follows."""
         sites = netns.Sites(etcd_scratch, cluster_name).start(**SETTINGS)
         try:
-            for which in ("both", "out"):
+            for which in ("both", "out", "in"):
                 begun = now_ms()
                 leader = await until(
                     lambda t=begun: next(

@@ -18,7 +18,7 @@ from controlplane.dev.servers import EtcdCluster, EtcdMember
 from controlplane.model.errors import AmbiguousError, CompactedError, UnavailableError
 from controlplane.ports import Compare, Put
 from tests.support.etcd import *  # noqa: F403 - fixtures
-from tests.support.etcd import etcdctl, etcdctl_ok, restore
+from tests.support.etcd import PATIENT, etcdctl, etcdctl_ok, restore
 from tests.support.proxy import Proxy
 from tests.support.replicas import until
 
@@ -263,6 +263,20 @@ async def test_overwritten_before_it_could_be_read_is_ambiguous(
         proxy.cut()
     with pytest.raises(AmbiguousError):
         await writing
+
+
+async def test_the_next_member_is_connected_beforehand(proxies: list[Proxy]) -> None:
+    """Leaving a member costs no handshake: one link beside the one in use stands ready, also after
+    a member was lost."""
+    kv = await EtcdClient.connect([p.endpoint for p in proxies], options=PATIENT)
+    await kv.get(KEY)
+    await until(lambda: sum(p.connections > 0 for p in proxies) == 2, "one more is connected")
+    gone = used(proxies, kv)
+    await gone.stop()
+    await kv.get(KEY)
+    assert used([p for p in proxies if p is not gone], kv)
+    await until(lambda: all(p.connections for p in proxies if p is not gone), "and the next")
+    await kv.aclose()
 
 
 async def test_a_slow_member_is_left(proxies: list[Proxy], far_kv: EtcdClient) -> None:

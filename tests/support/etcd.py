@@ -58,6 +58,14 @@ def own_etcd(etcd_scratch: Path) -> Iterator[EtcdCluster]:
 
 
 @pytest.fixture
+def lone_etcd(etcd_scratch: Path) -> Iterator[EtcdCluster]:
+    """One member of this test alone: gone and back quickly."""
+    cluster = EtcdCluster(etcd_scratch / "etcd", size=1).start()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
 def cluster_name() -> str:
     """Name of a Weir cluster that no other test uses."""
     return f"t{next(_names)}"

@@ -36,6 +36,11 @@ class Proxy:
         assert self.server
         return f"127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
 
+    @property
+    def connections(self) -> int:
+        """How many clients are connected now."""
+        return len(self._tasks)
+
     def cut(self) -> None:
         """Reset every connection."""
         for writer in list(self._writers):

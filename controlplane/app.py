@@ -353,7 +353,11 @@ class Replica:
         """Return why this replica cannot serve, empty when it can. Not leadership."""
         if self.stopping.is_set():
             return "stopping"
-        return "" if self.board.plan is not None else "no plan yet"
+        if self.board.plan is None:
+            return "no plan yet"
+        if self.dataplane is not None and self.ads.snapshot is None:
+            return "the plan does not fit the configured endpoints: data planes are served nothing"
+        return ""
 
     async def _status_json(self) -> dict[str, Any]:
         return to_json(self.admin.status())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 from pathlib import Path
 from typing import Any, Final
@@ -366,6 +367,9 @@ class Replica:
 async def serve(path: Path, config: WeirConfig, clock: Clock) -> None:
     """Run a replica until SIGTERM or SIGINT; SIGHUP reloads its configuration."""
     replica = Replica(config, clock)
+    # a hundred thousand imported objects never die: looking at them again takes 70 ms each time, in
+    # the middle of a tick or a push
+    gc.freeze()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, replica.reload, path)
     for number in (signal.SIGTERM, signal.SIGINT):

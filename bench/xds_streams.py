@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -154,6 +155,7 @@ async def serve(channels: int, *, bare: bool) -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     ads.publish(snapshot(1, dataplane))
+    gc.freeze()  # as a replica does
     print(json.dumps({"port": port}), flush=True)
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(

@@ -6,8 +6,8 @@ state of the protocol is in `xds_stream`; here are only streams, limits and time
 
 Rules
 - Epochs only rise: publishing an older one is refused.
-- Channels that fail closed are served only while somebody confirmed, within `stale_after_ms`, that
-  the plan is still in force (`confirm`); each confirmation renews their endpoints at the data
+- A channel that fails closed is served only while somebody confirmed, within its staleness bound,
+  that the plan is still in force (`confirm`); each confirmation renews their endpoints at the data
   planes. Without it they are closed here too. All other channels fail open, for ever.
 - New streams are admitted at a bounded rate and number, so that a restart herd is spread out.
 - A subscriber that does not take a message within `write_timeout_ms` is dropped with a reason. One
@@ -64,6 +64,9 @@ REMEMBERED_MAX: Final = 4096
 
 REFUSE_S: Final = 1.0
 """How long a refused peer may take to hear why."""
+
+IDLE_MS: Final = 1000
+"""How often staleness is looked for while no channel fails closed, times four."""
 
 SECOND_LOOK_MS: Final = 100
 """A write found overdue is ended only if it still is after this: it may be this replica that was
@@ -183,28 +186,42 @@ class AdsService:
 
     @property
     def confirmed(self) -> bool:
-        """Whether channels that fail closed are served."""
+        """Whether all channels that fail closed are served."""
         if self._confirmed_ms is None or self._snapshot is None:
             return False
-        age_ms = self._clock.monotonic_ms() - self._confirmed_ms
-        return age_ms <= self._snapshot.dataplane.stale_after_ms
+        return not self._expired_ms(self._snapshot)
+
+    def _expired_ms(self, snapshot: Snapshot) -> int:
+        """Largest staleness bound that has passed since the last confirmation; 0 when none has."""
+        if self._confirmed_ms is None:
+            return 0
+        return snapshot.envoy.expired(self._clock.monotonic_ms() - self._confirmed_ms)
 
     async def run(self) -> None:
         """Close what fails closed when confirmations stop; runs until cancelled."""
-        served = self.confirmed
+        closed_ms = 0
         while True:
-            stale_ms = self._snapshot.dataplane.stale_after_ms if self._snapshot else 1000
-            await self._clock.sleep_ms(stale_ms / 4)
-            if served and not self.confirmed:
-                self._event("xds_unconfirmed", "no confirmation: fail-closed channels stop here")
+            bounds = self._snapshot.envoy.closed if self._snapshot else ()
+            await self._clock.sleep_ms(min(bounds, default=IDLE_MS) / 4)
+            expired_ms = self._expired_ms(self._snapshot) if self._snapshot else 0
+            if expired_ms > closed_ms:
+                self._event(
+                    "xds_unconfirmed",
+                    f"no confirmation for {expired_ms} ms: channels that fail closed stop here",
+                )
                 self._wake_all()
-            served = self.confirmed
+            closed_ms = expired_ms
 
     def _view(self, snapshot: Snapshot) -> View:
         """Return what streams may be sent now, one object for all of them."""
-        view, confirmed = self._viewed, self.confirmed
-        if view is None or view.snapshot is not snapshot or view.confirmed is not confirmed:
-            view = self._viewed = View(snapshot, confirmed)
+        view, confirmed = self._viewed, self._confirmed_ms is not None
+        expired_ms = self._expired_ms(snapshot)
+        if (
+            view is None
+            or view.snapshot is not snapshot
+            or (view.confirmed, view.expired_ms) != (confirmed, expired_ms)
+        ):
+            view = self._viewed = View(snapshot, confirmed, expired_ms)
         return view
 
     def _wake_all(self) -> None:

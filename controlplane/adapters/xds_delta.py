@@ -140,8 +140,7 @@ class DeltaStream:
     def refresh(self, view: View) -> list[Outgoing]:
         """Send the endpoints that expire once more, unchanged, so that they do not."""
         sub = self.types.get(EDS)
-        shape = view.shape(self.peer)
-        resources = shape.get(EDS, confirmed=view.confirmed)
+        shape, resources = view.shape(self.peer), view.get(self.peer, EDS)
         if sub is None or resources is None or sub.epoch != resources.epoch or sub.error:
             return []
         names = [n for n in sub.names & shape.fail_closed if n in resources.packed]

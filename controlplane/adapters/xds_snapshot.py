@@ -9,9 +9,10 @@ Versions. Endpoints carry `<epoch>.<config>`, where config is a digest of the `D
 types change with the configuration only and carry a digest of their content. A type whose version a
 stream already has is not sent again.
 
-Shapes. Envoy and proxyless gRPC read the same plan in different resources. Each has an *open* and
-a *closed* set of endpoints: in the closed one, channels that fail closed have none. It is served
-while nobody has confirmed lately that the plan is still in force.
+Shapes. Envoy and proxyless gRPC read the same plan in different resources. Each has an *open* set
+of endpoints, and a *closed* one for every staleness bound of a channel that fails closed: in it,
+the channels with that bound or a smaller one have none. It is served once nobody has confirmed
+for so long that the plan is still in force.
 
 Failure modes. A plan with a route that does not sum to 10,000, that gives weight to a region
 without endpoints, or that serves no channel of the configuration is refused (InvalidInputError);
@@ -95,17 +96,26 @@ class TypeSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What one kind of client is served; `closed` replaces `open` while nothing is confirmed."""
+    """What one kind of client is served. `closed` holds, by bound in ms, the endpoints that replace
+    the open ones when nothing was confirmed for longer."""
 
     types: Mapping[str, TypeSet]
-    closed: TypeSet
+    closed: Mapping[int, TypeSet]
     fail_closed: frozenset[str]
 
-    def get(self, type_url: str, *, confirmed: bool) -> TypeSet | None:
-        """Return the resources of a type, None for a type that is not served."""
-        if type_url == EDS and not confirmed and self.fail_closed:
-            return self.closed
+    def get(self, type_url: str, *, confirmed: bool, expired_ms: int = 0) -> TypeSet | None:
+        """Return the resources of a type, None for a type that is not served.
+
+        `confirmed` is False for a plan that nobody has vouched for; `expired_ms` is the largest
+        bound that has passed since somebody did, 0 when none has.
+        """
+        if type_url == EDS and self.closed and not (confirmed and not expired_ms):
+            return self.closed[expired_ms if confirmed else max(self.closed)]
         return self.types.get(type_url)
+
+    def expired(self, age_ms: int) -> int:
+        """Return the largest bound that an age exceeds; 0 when it exceeds none."""
+        return max((bound_ms for bound_ms in self.closed if bound_ms < age_ms), default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,21 +186,26 @@ def _endpoints(
     routes: Routes,
     served: tuple[ChannelTraffic, ...],
     config: str,
-) -> tuple[TypeSet, TypeSet]:
+) -> tuple[TypeSet, Mapping[int, TypeSet]]:
     opened: dict[str, Any] = {}
-    closed: dict[str, Any] = {}
+    empty: dict[str, tuple[int, Any]] = {}
     for channel in served:
-        name = shape.cluster_name(channel.name)
-        stale = dataplane.stale_after_ms if channel.fail_closed else 0
-        opened[name] = shape.assignment(routes[channel.name], dataplane, stale_after_ms=stale)
-        closed[name] = opened[name]
-        if channel.fail_closed:
-            closed[name] = shape.assignment(routes[channel.name], dataplane, closed=True)
+        name, bound_ms = shape.cluster_name(channel.name), dataplane.bound_ms(channel)
+        route = routes[channel.name]
+        opened[name] = shape.assignment(route, dataplane, stale_after_ms=bound_ms)
+        if bound_ms:
+            empty[name] = bound_ms, shape.assignment(route, dataplane, closed=True)
     version = f"{plan.epoch}.{config}"
-    return (
-        TypeSet.of(EDS, plan.epoch, opened, version),
-        TypeSet.of(EDS, plan.epoch, closed, version + ".closed"),
-    )
+    closed = {
+        passed_ms: TypeSet.of(
+            EDS,
+            plan.epoch,
+            {**opened, **{n: cla for n, (ms, cla) in empty.items() if ms <= passed_ms}},
+            f"{version}.closed-{passed_ms}",
+        )
+        for passed_ms in sorted({ms for ms, _ in empty.values()})
+    }
+    return TypeSet.of(EDS, plan.epoch, opened, version), closed
 
 
 def version_epoch(version: str) -> Epoch:

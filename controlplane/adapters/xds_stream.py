@@ -68,7 +68,7 @@ class Peer:
     @classmethod
     def of(cls, node: Any) -> Peer:
         """Read a node; raises InvalidInputError for a name that could not travel in a digest."""
-        check_text("node.id", node.id, least=1)
+        check_text("node.id", node.id)
         check_text("node.locality.region", node.locality.region)
         kind = "grpc" if node.user_agent_name.lower().startswith("grpc") else "envoy"
         return cls(
@@ -96,10 +96,12 @@ NOBODY: Final = Peer()
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a stream may be sent now: the snapshot in force, and whether it is confirmed."""
+    """What a stream may be sent now: the snapshot in force, whether anybody has vouched for it, and
+    the largest staleness bound that has passed since (0: none)."""
 
     snapshot: Snapshot
     confirmed: bool
+    expired_ms: int = 0
 
     def shape(self, peer: Peer) -> Shape:
         """Return the resources for this kind of client."""
@@ -109,7 +111,8 @@ class View:
         """Return the resources of one type for this client; None for a type that is not served."""
         if type_url == LDS and peer.kind == "envoy" and peer.listener:
             return self.snapshot.listeners(*peer.listener)
-        return self.shape(peer).get(type_url, confirmed=self.confirmed)
+        shape = self.shape(peer)
+        return shape.get(type_url, confirmed=self.confirmed, expired_ms=self.expired_ms)
 
 
 @dataclass(slots=True)
@@ -213,8 +216,7 @@ class SotwStream:
     def refresh(self, view: View) -> list[Outgoing]:
         """Send the endpoints that expire once more, unchanged, so that they do not."""
         sub = self.types.get(EDS)
-        shape = view.shape(self.peer)
-        resources = shape.get(EDS, confirmed=view.confirmed)
+        shape, resources = view.shape(self.peer), view.get(self.peer, EDS)
         if sub is None or resources is None or sub.version != resources.version or sub.error:
             return []
         names = shape.fail_closed & sub.names

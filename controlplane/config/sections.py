@@ -101,11 +101,17 @@ class ChannelSection(Section):
     demand_tps: int = Field(0, ge=0, description="Expected peak, payments per second.")
     timeout_ms: Ms = Field(3000, description="Deadline of one payment.")
     connect_timeout_ms: Ms = Field(250, description="Deadline to connect to a region's endpoint.")
+    per_try_timeout_ms: int = Field(
+        0, ge=0, le=600_000, description="Deadline of one attempt, in ms; 0: that of the payment."
+    )
     p50_ms: Ms = Field(100, description="Usual median latency; seeds the learned baseline.")
     p99_ms: Ms = Field(1000, description="Usual 99th percentile; seeds the learned baseline.")
     single_writer: bool = Field(False, description="At most one region may write at a time.")
     on_isolation: Literal["fail_open", "fail_closed"] = Field(
         "fail_open", description="What a data plane cut off from Weir does with old weights."
+    )
+    endpoint_stale_after_ms: Ms = Field(
+        2000, description="With fail_closed: how long a data plane cut off from Weir goes on."
     )
     retry_with_idempotency_key: bool = Field(
         False, description="Whether a request with an idempotency key may be sent twice."

@@ -156,9 +156,11 @@ class WeirConfig(BaseSettings):
             ChannelTraffic(
                 name=ChannelName(name),
                 connect_timeout_ms=channel.connect_timeout_ms,
+                per_try_timeout_ms=min(channel.per_try_timeout_ms, channel.timeout_ms),
                 total_timeout_ms=channel.timeout_ms,
                 retry=Retry.IDEMPOTENT if channel.retry_with_idempotency_key else Retry.UNSENT,
                 fail_closed=channel.on_isolation == "fail_closed",
+                stale_after_ms=channel.endpoint_stale_after_ms,
             )
             for name, channel in sorted(self.channels.items())
         )

@@ -8,7 +8,7 @@ Rules
 - A request is sent again only when it is known unsent (`Retry.UNSENT`), or when it carries an
   idempotency key and the channel honours such keys across regions (`Retry.IDEMPOTENT`).
 - `fail_closed` marks a channel with a single writer: its endpoints expire at a subscriber that has
-  not heard for `stale_after_ms` that the plan is still in force.
+  not heard for the channel's `stale_after_ms` that the plan is still in force.
 - `Reaction` is what a data plane does by itself, within a second, before the leader is sure. It
   only ever removes a region that does not answer; an answer, even a 5xx, is evidence about the
   provider and is the leader's to judge.
@@ -65,7 +65,8 @@ class ChannelTraffic:
     """How one channel may be called. Times in ms.
 
     `path_prefix` defaults to `/v1/channels/{name}/`. `total_timeout_ms` bounds a request with all
-    its attempts, `per_try_timeout_ms` one attempt (0: the total).
+    its attempts, `per_try_timeout_ms` one attempt (0: the total). `stale_after_ms` bounds a
+    channel that fails closed (0: the data plane's).
     """
 
     name: ChannelName
@@ -74,6 +75,7 @@ class ChannelTraffic:
     total_timeout_ms: int = 3000
     retry: Retry = Retry.UNSENT
     fail_closed: bool = False
+    stale_after_ms: int = 0
     path_prefix: str = ""
 
     def __post_init__(self) -> None:
@@ -81,6 +83,8 @@ class ChannelTraffic:
             raise InvalidInputError("channel.name", f"{self.name!r} is not a name")
         if self.connect_timeout_ms <= 0 or self.total_timeout_ms <= 0:
             raise InvalidInputError(f"channels.{self.name}", "timeouts must be positive")
+        if self.stale_after_ms < 0:
+            raise InvalidInputError(f"channels.{self.name}.stale_after_ms", "must not be negative")
         if not 0 <= self.per_try_timeout_ms <= self.total_timeout_ms:
             raise InvalidInputError(
                 f"channels.{self.name}.per_try_timeout_ms",
@@ -145,6 +149,10 @@ class DataPlane:
         prefixes = [channel.prefix for channel in self.channels]
         if len(set(prefixes)) != len(prefixes):
             raise InvalidInputError("channels", "two channels share a path prefix")
+
+    def bound_ms(self, channel: ChannelTraffic) -> int:
+        """How long a channel may be used unconfirmed; 0 for one that fails open."""
+        return (channel.stale_after_ms or self.stale_after_ms) if channel.fail_closed else 0
 
     def endpoints(self, region: RegionName) -> tuple[Endpoint, ...]:
         """Addresses of a region; empty when it is unknown."""

@@ -217,15 +217,16 @@ def pdns_aggressive(layout: places.Places) -> list[str]:
     return _pdns(layout, 1, 1, 0)
 
 
+# watched for well over the longest outage that was ever seen of each
 PEERS = (
-    Peer(name="haproxy-default", argv=haproxy_default),
-    Peer(name="haproxy-aggressive", argv=haproxy_aggressive),
+    Peer(name="haproxy-default", argv=haproxy_default, watch_s=25),
+    Peer(name="haproxy-aggressive", argv=haproxy_aggressive, watch_s=12),
     Peer(name="envoy-typical", argv=envoy_typical, watch_s=60),
-    Peer(name="envoy-aggressive", argv=envoy_aggressive),
-    Peer(name="gdnsd-default", argv=gdnsd_default, dns=True, watch_s=120),
-    Peer(name="gdnsd-aggressive", argv=gdnsd_aggressive, dns=True),
-    Peer(name="pdns-default", argv=pdns_default, dns=True),
-    Peer(name="pdns-aggressive", argv=pdns_aggressive, dns=True),
+    Peer(name="envoy-aggressive", argv=envoy_aggressive, watch_s=12),
+    Peer(name="gdnsd-default", argv=gdnsd_default, dns=True, watch_s=130),
+    Peer(name="gdnsd-aggressive", argv=gdnsd_aggressive, dns=True, watch_s=15),
+    Peer(name="pdns-default", argv=pdns_default, dns=True, watch_s=40),
+    Peer(name="pdns-aggressive", argv=pdns_aggressive, dns=True, watch_s=12),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
@@ -12,14 +13,21 @@ from pathlib import Path
 import grpc
 import pytest
 import yaml
+from envoy.config.core.v3 import base_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 
+from controlplane import config
 from controlplane.adapters.etcd import EtcdClient, EtcdOptions
+from controlplane.adapters.xds_resources import EDS
+from controlplane.app import Replica
 from controlplane.clock import SystemClock
 from controlplane.dev.process import Child, free_ports
 from controlplane.dev.servers import http_get, wait_until
 from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import agent_pb2
 from tests.operate.lab import REGIONS, Lab, report, settings
+from tests.xds.lab import plan
 
 USAGE, FAILED, UNREACHABLE = 2, 1, 4
 
@@ -68,6 +76,23 @@ def ready(port: int) -> bool:
     """Whether /readyz says yes."""
     answer = http_get(port, "/readyz", 5)
     return answer is not None and answer[0] == 200
+
+
+def served(port: int) -> dict[str, tuple[int, int]]:
+    """Ask the ADS server; return regions and staleness bound in ms by assignment."""
+    request = discovery_pb2.DiscoveryRequest(
+        node=base_pb2.Node(id="asker", user_agent_name="envoy"),
+        type_url=EDS,
+        resource_names=["payments.alipay", "payments.unionpay"],
+    )
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as link:
+        stub = ads_pb2_grpc.AggregatedDiscoveryServiceStub(link)
+        (answer,) = itertools.islice(stub.StreamAggregatedResources(iter([request])), 1)
+    found = [endpoint_pb2.ClusterLoadAssignment.FromString(r.value) for r in answer.resources]
+    return {
+        cla.cluster_name: (len(cla.endpoints), cla.policy.endpoint_stale_after.ToMilliseconds())
+        for cla in found
+    }
 
 
 def test_sigterm_ends_a_replica_in_order_and_systemd_is_told(
@@ -151,13 +176,19 @@ def test_a_taken_port_ends_the_start_with_one_line(operate_etcd: list[str], tmp_
 def test_a_replica_without_etcd_starts_serves_its_last_good_plan_and_says_so(
     operate_etcd: list[str], tmp_path: Path
 ) -> None:
-    """With etcd gone a restarted replica is ready with the plan from its disk and raises the alarm."""
-    path, _, http = config_file(operate_etcd, tmp_path, "life5")
+    """With etcd gone a restarted replica is ready with the plan from its disk, raises the alarm, and
+    serves data planes that plan, without the channel that fails closed."""
+    path, rpc, http = config_file(operate_etcd, tmp_path, "life5")
+    data = yaml.safe_load(path.read_text())
+    for number, region in enumerate(data["regions"].values(), 1):
+        region["endpoints"] = [f"127.0.0.1:{number}"]
+    data["channels"]["unionpay"] |= {"on_isolation": "fail_closed", "endpoint_stale_after_ms": 9000}
+    path.write_text(yaml.safe_dump(data))
     child = replica(path, tmp_path).start()
     wait_until(lambda: ready(http), "ready", 60)
     wait_until((tmp_path / "state" / "plan").exists, "plan on disk", 60)
+    assert served(rpc) == {"payments.alipay": (3, 0), "payments.unionpay": (2, 9000)}
     child.stop()
-    data = yaml.safe_load(path.read_text())
     data["coordination"]["endpoints"] = [f"127.0.0.1:{free_ports(1)[0]}"]
     path.write_text(yaml.safe_dump(data))
     child = replica(path, tmp_path).start()
@@ -166,7 +197,25 @@ def test_a_replica_without_etcd_starts_serves_its_last_good_plan_and_says_so(
     assert answer
     assert b'"coordinated": false' in answer[1]
     assert b"last known good plan stays in force" in answer[1]
+    assert served(rpc) == {"payments.alipay": (3, 0), "payments.unionpay": (0, 0)}
     child.stop()
+
+
+def test_a_replica_that_serves_data_planes_nothing_is_not_ready(tmp_path: Path) -> None:
+    """A plan that does not fit the configured endpoints reaches no data plane: the replica says so
+    instead of taking their streams, and is ready with the first one that fits."""
+    path, _, _ = config_file(["127.0.0.1:1"], tmp_path, "life6")
+    data = yaml.safe_load(path.read_text())
+    for number, region in enumerate(data["regions"].values(), 1):
+        region["endpoints"] = [f"127.0.0.1:{number}"]
+    made = Replica(config.parse(yaml.safe_dump(data)), SystemClock())
+    assert made.not_ready_because() == "no plan yet"
+    for epoch, channel, words in ((1, "renamed", "served nothing"), (2, "alipay", "")):
+        found = plan(epoch, {"east": 10_000}, channel=channel)
+        made.board.adopt(found)
+        made._to_data_planes(found, confirmed=True)
+        assert words in made.not_ready_because()
+    assert made.not_ready_because() == ""
 
 
 async def test_a_newer_agent_is_understood(lab: Lab) -> None:

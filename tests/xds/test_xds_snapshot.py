@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from envoy.config.cluster.v3 import cluster_pb2
@@ -45,9 +46,11 @@ def weights(draw: st.DrawFn) -> dict[str, int]:
     return {name: b - a for name, a, b in zip(names, edges[:-1], edges[1:], strict=True)}
 
 
-def assignments(snapshot: Snapshot, *, confirmed: bool = True) -> dict[str, Any]:
+def assignments(
+    snapshot: Snapshot, *, confirmed: bool = True, expired_ms: int = 0
+) -> dict[str, Any]:
     """Return the assignments of a snapshot by name."""
-    found = snapshot.envoy.get(EDS, confirmed=confirmed)
+    found = snapshot.envoy.get(EDS, confirmed=confirmed, expired_ms=expired_ms)
     assert found is not None
     return {
         name: endpoint_pb2.ClusterLoadAssignment.FromString(any_pb2.Any.FromString(raw).value)
@@ -100,6 +103,38 @@ def test_unconfirmed_closes_only_what_fails_closed() -> None:
     assert closed["payments.alipay"] == opened["payments.alipay"]
     assert not closed["payments.ledger"].endpoints
     assert opened["payments.ledger"].endpoints
+
+
+def test_every_channel_has_its_own_bound() -> None:
+    """A channel with a longer bound is served on while one with a shorter is closed already, and
+    each tells its own bound to the data planes; without confirmation ever, all are closed."""
+    bounds = {"alipay": 0, "ledger": 2000, "payout": 9000, "refund": 2000}
+    plane = replace(
+        PLANE,
+        channels=tuple(
+            ChannelTraffic(name=ChannelName(name), fail_closed=bool(ms), stale_after_ms=ms)
+            for name, ms in bounds.items()
+        ),
+    )
+    snapshot = Snapshot.build(plan_of(7, {name: {"east": 10_000} for name in bounds}), plane)
+
+    def served(**how: Any) -> set[str]:
+        found = assignments(snapshot, **how)
+        return {name.partition(".")[2] for name, cla in found.items() if cla.endpoints}
+
+    told = {
+        name.partition(".")[2]: cla.policy.endpoint_stale_after.ToMilliseconds()
+        for name, cla in assignments(snapshot).items()
+    }
+    assert told == bounds
+    assert [snapshot.envoy.expired(age) for age in (0, 2000, 2001, 9000, 9001)] == [
+        0, 0, 2000, 2000, 9000,
+    ]  # fmt: skip
+    assert served() == set(bounds)
+    assert served(expired_ms=2000) == {"alipay", "payout"}
+    assert served(expired_ms=9000) == served(confirmed=False) == {"alipay"}
+    versions = {closed.version for closed in snapshot.envoy.closed.values()}
+    assert len({*versions, snapshot.envoy.types[EDS].version}) == 3
 
 
 def test_streams_share_bytes_and_differ_in_nonces() -> None:

@@ -142,7 +142,8 @@ class DirectLocks:
                     return grant
         finally:
             if queued:
-                self._run(link, "cancel", ask.name, self._floor, ask.owner, ask.request)
+                argv = (self._floor, ask.owner, ask.request, link.channel)
+                self._run(link, "cancel", ask.name, *argv)
 
     def _wait(
         self, link: BlockingRedis, ask: codec.Ask, queued: codec.Queued, until: int, started: int

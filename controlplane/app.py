@@ -38,6 +38,7 @@ from controlplane.adapters.xds_ads import AdsService
 from controlplane.chronicle import Chronicle
 from controlplane.clock import Clock, fresh_boot_id, seeded
 from controlplane.config import WeirConfig
+from controlplane.locks.job import JobLock
 from controlplane.model.dataplane import DataPlane
 from controlplane.model.errors import UnavailableError, WeirError
 from controlplane.model.evidence import Digest, Report
@@ -203,6 +204,7 @@ class Replica:
             plan=lambda: self.board.plan,
             converged=self.views.converged,
             budget_ms=self.topology.policy.budget_ms,
+            lock=JobLock(self.locks, "jobs/drill") if self.locks is not None else None,
         )
         self.admin = AdminService(
             self.views.reads(),

@@ -26,6 +26,10 @@ log = structlog.get_logger(__name__)
 RATE_PER_S: Final = 100
 """Calls (not messages of a stream) per second and identity."""
 BURST: Final = 500
+LOCKS: Final = "/controlplane.v1.LockService/"
+LOCKS_FACTOR: Final = 20
+"""A lock is taken and given back many times a second; its calls are counted apart, so that they
+never use up what an operator needs. Programs with more than this use a session: one call."""
 IDENTITIES_MAX: Final = 10_000
 
 
@@ -44,10 +48,11 @@ class _Buckets:
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
-    def take(self, name: str) -> bool:
+    def take(self, name: str, factor: int) -> bool:
         now_ms = self._clock.monotonic_ms()
-        tokens, at_ms = self._buckets.pop(name, (float(BURST), now_ms))
-        tokens = min(float(BURST), tokens + (now_ms - at_ms) * RATE_PER_S / 1000)
+        burst = float(BURST * factor)
+        tokens, at_ms = self._buckets.pop(name, (burst, now_ms))
+        tokens = min(burst, tokens + (now_ms - at_ms) * RATE_PER_S * factor / 1000)
         granted = tokens >= 1
         self._buckets[name] = (tokens - 1 if granted else tokens, now_ms)
         if len(self._buckets) > IDENTITIES_MAX:
@@ -133,14 +138,16 @@ class Authorisation(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 "role",
                 f"the role {roles} may not call {method}",
             )
-        if not self._buckets.take(identity.name):
+        locks = method.startswith(LOCKS)
+        factor = LOCKS_FACTOR if locks else 1
+        if not self._buckets.take(f"{identity.name} locks" if locks else identity.name, factor):
             await self._deny(
                 context,
                 method,
                 identity,
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "rate",
-                f"more than {RATE_PER_S} calls a second; slow down",
+                f"more than {RATE_PER_S * factor} calls a second; slow down",
             )
 
     async def _deny(

@@ -8,10 +8,11 @@ repeats a call does so with the same request id. (redis-py's silent retry is wha
 `Lock` say "not acquired" while it holds it.)
 
 Failure modes. Nothing heard for `call_timeout_ms` while an answer is due makes the whole link
-suspect (answers are in order), so it is closed, every call in flight fails, and a new one is tried
-with a backoff that is bounded. A server that answers as a replica is left at once and the address
-is asked again, which with Sentinel finds the new primary. What happened to a call in flight is
-unknown; the scripts are idempotent by request id for that reason.
+suspect (answers are in order; time in which this process stalled does not count), so it is closed,
+every call in flight fails, and a new one is tried with a backoff that is bounded. A server that
+answers as a replica is left at once and the address is asked again, which with Sentinel finds the
+new primary. What happened to a call in flight is unknown; the scripts are idempotent by request id
+for that reason.
 """
 
 from __future__ import annotations
@@ -114,9 +115,9 @@ class _Wire(asyncio.Protocol):
         if self.transport and not self.transport.is_closing():
             self.transport.write(data)
 
-    def silent_ms(self, now_ms: int) -> int:
-        """How long nothing has been heard while an answer was due."""
-        return now_ms - max(self.waiting[0][1], self._heard_ms) if self.waiting else 0
+    def due(self) -> tuple[int, int] | None:
+        """Say what is waited for, None for nothing; it changes whenever anything is heard."""
+        return (self.waiting[0][1], self._heard_ms) if self.waiting else None
 
     def close(self) -> None:
         if self.transport:
@@ -228,14 +229,21 @@ class RedisLink:
 
     async def _watch(self, wire: _Wire) -> None:
         """Return when the connection ended or a call was not answered in time."""
-        step = max(10, self.call_timeout_ms // 10) / 1000
+        step_ms = max(10, self.call_timeout_ms // 10)
+        due, silent_ms, looked_ms = None, 0, self.clock.monotonic_ms()
         while not wire.closed.done():
-            silent = wire.silent_ms(self.clock.monotonic_ms())
-            if silent > self.call_timeout_ms:
-                self._problem = f"no answer for {silent} ms"
-                log.warning("redis_silent", peer=self.peer, silent_ms=silent)
+            await asyncio.wait({wire.closed}, timeout=step_ms / 1000)
+            now = self.clock.monotonic_ms()
+            if (still := wire.due()) is None or still != due:
+                due, silent_ms = still, 0
+            else:  # a stall of this process is no silence of Redis: its answer may lie unread
+                silent_ms += min(now - looked_ms, 2 * step_ms)
+            looked_ms = now
+            if silent_ms > self.call_timeout_ms:
+                self._problem = f"no answer for {silent_ms} ms"
+                log.warning("redis_silent", peer=self.peer, silent_ms=silent_ms)
                 wire.close()
-            await asyncio.wait({wire.closed}, timeout=step)
+                await wire.closed
         if self._problem == "not connected yet":
             self._problem = "the connection was lost"
 

@@ -207,7 +207,10 @@ class RedisServer:
             *self.extra_args,
         ]
         self.child = Child(self.name, argv, self.directory / f"{self.name}.log").start()
-        wait_until(self.answers, self.name)
+        try:
+            wait_until(self.answers, self.name)
+        except WeirError as error:
+            raise WeirError(f"{error}; its log ends:\n{self.child.tail()}") from error
         return self
 
     def answers(self) -> bool:

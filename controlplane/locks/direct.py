@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -142,7 +142,8 @@ class DirectLocks:
                     return grant
         finally:
             if queued:
-                self._run(link, "cancel", ask.name, self._floor, ask.owner, ask.request)
+                argv = (self._floor, ask.owner, ask.request, link.channel)
+                self._run(link, "cancel", ask.name, *argv)
 
     def _wait(
         self, link: BlockingRedis, ask: codec.Ask, queued: codec.Queued, until: int, started: int
@@ -161,7 +162,8 @@ class DirectLocks:
                 grant = self._grant(ask, told.token, told.deadline_ms, 1, started)
                 if grant.deadline_ms - self.clock.monotonic_ms() >= ask.ttl_ms // 2:
                     return grant
-                return self._renew(link, grant, ask.ttl_ms)
+                with suppress(LockLostError):  # told too late: ask again
+                    return self._renew(link, grant, ask.ttl_ms)
             payload = link.pushed.popleft() if link.pushed else None
         return None
 

@@ -302,7 +302,8 @@ class LockManager:
 
     def withdraw(self, ask: codec.Ask) -> None:
         """Leave the queue, or give back what was granted meanwhile, without waiting for it."""
-        self.scripts.post("cancel", ask.name, self.lineage.floor, ask.owner, ask.request)
+        argv = (self.lineage.floor, ask.owner, ask.request, self._channel)
+        self.scripts.post("cancel", ask.name, *argv)
 
     def met(self, cause: str, epoch: int) -> None:
         """React to a refusal: look again at once, or for another server."""

@@ -7,9 +7,11 @@ is a failover with a purpose: leave the region, wait until that is applied every
 against the budget), hold,
 return. It is aborted, and the region returns at once, when
 - another region stops being healthy, or the plan panics;
+- another drill holds the fenced lock `jobs/drill`, or the locks cannot vouch for ours any more;
 - the failover is not applied everywhere within the budget;
 - the operator ends the drain.
-Everything is in etcd, so the next leader goes on where this one stopped.
+Everything is in etcd, so the next leader goes on where this one stopped. Every write carries the
+term; ending a drill needs no lock, for Redis may be what is failing.
 """
 
 from __future__ import annotations
@@ -47,6 +49,18 @@ class Records(Protocol):
     ) -> None:
         """Write an operation, guarded by the term and by the version read; with `end_drain`, delete
         the drain of its region too."""
+        ...
+
+
+class JobLock(Protocol):
+    """The lock that lets one drill run at a time (controlplane.locks.job)."""
+
+    async def keep(self, job: str) -> str:
+        """Return "" while the job may go on, else why not."""
+        ...
+
+    async def drop(self, job: str) -> None:
+        """Release."""
         ...
 
 
@@ -122,6 +136,14 @@ def _abort_reason(operation: OperationState, plan: Plan) -> str:
     return "panic" if plan.panic else ""
 
 
+def _shares_its_drain(operation: OperationState, running: Sequence[OperationState]) -> bool:
+    """Whether another drill of the same region goes on, whose drain must stay."""
+    return any(
+        other.kind == "drill" and other.target == operation.target and other.id != operation.id
+        for other in running
+    )
+
+
 class OperationKeeper:
     """Runs `advance` over every running operation while this replica leads."""
 
@@ -134,8 +156,10 @@ class OperationKeeper:
         plan: Callable[[], Plan | None],
         converged: Callable[[], Epoch],
         budget_ms: int,
+        lock: JobLock | None = None,
     ) -> None:
         self._records = records
+        self._lock = lock
         self._clock = clock
         self._leadership = leadership
         self._plan = plan
@@ -155,14 +179,23 @@ class OperationKeeper:
                 log.info("operations_not_kept", error=str(error))
 
     async def _round(self, leadership: Leadership) -> None:
-        for operation in await self._records.running():
+        running = await self._records.running()
+        for operation in running:
             after, end_drain = advance(
                 operation, self._plan(), self._converged(), self._clock.wall_ms(), self._budget_ms
             )
+            if operation.kind == "drill" and not after.done and self._lock is not None:
+                refused = await self._lock.keep(operation.id)
+                if refused:
+                    text = f"aborted: {refused}"
+                    after = replace(operation, stage="failed", done=True, message=text)
+                    end_drain = not _shares_its_drain(operation, running)
             if after == operation:
                 continue
             await self._records.save(leadership, after, end_drain=end_drain)
             if after.done:
+                if operation.kind == "drill" and self._lock is not None:
+                    await self._lock.drop(operation.id)
                 log.info(
                     "operation_done",
                     operation=after.id,

@@ -54,7 +54,7 @@ class Lab:
         """A running manager; with `ready`, once it may grant."""
         address = address or RedisAddress(port=port or self.server.port)
         manager = LockManager(
-            redis=link or RedisLink(address, call_timeout_ms=500), store=await self.store(),
+            redis=link or RedisLink(address, call_timeout_ms=1_000), store=await self.store(),
             prefix=self.prefix, limits=limits, mode=mode, may_bump=may_bump, sources=sources,
             wait_replicas=wait_replicas, epoch_floor=epoch_floor, seed=1, metrics=metrics,
         )  # fmt: skip

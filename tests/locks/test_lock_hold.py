@@ -7,7 +7,7 @@ import asyncio
 import threading
 
 import pytest
-from lock_lab import LIMITS, Lab
+from lock_lab import LIMITS, PATIENT, Lab, until
 
 from controlplane.adapters.redis_address import RedisAddress
 from controlplane.locks.direct import DirectLocks
@@ -19,13 +19,14 @@ TTL = 300
 
 
 async def test_a_block_longer_than_the_ttl_keeps_the_lock(lab: Lab) -> None:
-    """Renewal keeps one token over several TTLs; leaving the block frees the lock."""
-    locks = await lab.manager()
-    async with hold(locks, "a", ttl_ms=TTL, owner="o") as held:
-        token = held.token
-        await asyncio.sleep(TTL * 2.5 / 1000)
+    """Renewal moves the deadline and keeps the token; leaving the block frees the lock."""
+    locks = await lab.manager(limits=PATIENT)
+    async with hold(locks, "a", ttl_ms=6_000, owner="o") as held:
+        first = held.grant
+        await until(lambda: held.grant is not first)
         held.check()
-        assert held.token == token
+        assert held.token == first.token.value
+        assert held.grant.deadline_ms > first.deadline_ms
     assert not (await locks.inspect("a")).holders
 
 
@@ -34,7 +35,7 @@ async def test_the_holder_is_told_before_its_time_is_over(lab: Lab) -> None:
     locks = await lab.manager()
     assert lab.server.child is not None
     with pytest.raises(LockLostError):  # noqa: PT012 - it is raised in the middle of the block
-        async with hold(locks, "a", ttl_ms=1_500, owner="o") as held:
+        async with hold(locks, "a", ttl_ms=4_000, owner="o", margin_ms=2_500) as held:
             lab.server.child.pause()
             try:
                 await asyncio.sleep(60)
@@ -56,7 +57,7 @@ async def test_the_error_of_the_block_comes_out_as_it_is(lab: Lab) -> None:
 
 async def test_several_at_once_cannot_deadlock(lab: Lab) -> None:
     """Twelve tasks that want overlapping pairs, named in any order, all get through."""
-    locks = await lab.manager()
+    locks = await lab.manager(limits=PATIENT)
     names = ["a", "b", "c"]
     done: list[int] = []
 
@@ -77,15 +78,15 @@ async def test_several_at_once_cannot_deadlock(lab: Lab) -> None:
 
 async def test_direct_locks_share_the_protocol(lab: Lab) -> None:
     """Threads straight on Redis and a manager see the same locks and one order of tokens."""
-    locks = await lab.manager()
-    direct = DirectLocks(RedisAddress(port=lab.server.port), prefix=lab.prefix, limits=LIMITS)
-    first = await locks.acquire("a", owner="o", ttl_ms=TTL)
+    locks = await lab.manager(limits=PATIENT)
+    direct = DirectLocks(RedisAddress(port=lab.server.port), prefix=lab.prefix, limits=PATIENT)
+    first = await locks.acquire("a", owner="o", ttl_ms=30_000)
 
     def work() -> list[int]:
         tokens = []
         with pytest.raises(LockHeldError):
-            direct.acquire("a", owner="t", ttl_ms=TTL)
-        grant = direct.acquire("a", owner="t", ttl_ms=TTL, wait_ms=20_000)
+            direct.acquire("a", owner="t", ttl_ms=30_000)
+        grant = direct.acquire("a", owner="t", ttl_ms=30_000, wait_ms=20_000)
         tokens.append(grant.token.value)
         assert direct.renew(grant).token == grant.token
         assert direct.release(grant) == 0
@@ -93,8 +94,8 @@ async def test_direct_locks_share_the_protocol(lab: Lab) -> None:
         with pytest.raises(LockLostError):
             direct.renew(grant)
         with pytest.raises(InvalidInputError, match="lock service"):
-            direct.acquire("a", owner="t", ttl_ms=10_000)
-        with direct.hold("a", ttl_ms=TTL) as held:
+            direct.acquire("a", owner="t", ttl_ms=40_000)
+        with direct.hold("a", ttl_ms=30_000) as held:
             tokens.append(held.token.value)
         return tokens
 
@@ -110,13 +111,13 @@ async def test_direct_locks_share_the_protocol(lab: Lab) -> None:
 
 async def test_direct_locks_wait_in_the_same_queue(lab: Lab) -> None:
     """Eight threads on one name: everybody gets it, in turn, and nothing is left behind."""
-    await lab.manager()
-    direct = DirectLocks(RedisAddress(port=lab.server.port), prefix=lab.prefix, limits=LIMITS)
+    await lab.manager(limits=PATIENT)
+    direct = DirectLocks(RedisAddress(port=lab.server.port), prefix=lab.prefix, limits=PATIENT)
     counts = [0] * 8
 
     def work(number: int) -> None:
         for _ in range(20):
-            with direct.hold("a", ttl_ms=TTL, owner=f"t{number}", wait_ms=30_000):
+            with direct.hold("a", ttl_ms=30_000, owner=f"t{number}", wait_ms=30_000):
                 counts[number] += 1
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]

@@ -381,3 +381,31 @@ async def test_the_metrics_of_the_control_plane_fit(lab: Lab) -> None:
     assert 'weir_lock_grants_total{result="held"} 1.0' in page
     assert "weir_lock_tokens_rejected_total 1.0" in page
     assert "weir_lock_epoch 1.0" in page
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_late_withdrawal_takes_nothing_from_a_repetition(lab: Lab, shared: bool) -> None:
+    """A request that went on through another replica is not withdrawn by the first one, neither its
+    place in the queue nor its grant."""
+    one, two = await lab.manager(limits=PATIENT), await lab.manager(limits=PATIENT)
+    held = await one.acquire("a", owner="holder", ttl_ms=TTL)
+    ask = {"owner": "o", "ttl_ms": TTL, "wait_ms": 20_000, "shared": shared, "request": "r"}
+    first = asyncio.ensure_future(one.acquire("a", **ask))
+    await until(lambda: one.hand_offs)
+    async with asyncio.timeout(20):
+        while (await one.inspect("a")).waiters != 1:
+            await asyncio.sleep(0.002)
+    packed = await lab.redis("HGET", lab.key("w", "a"), "r")
+    second = asyncio.ensure_future(two.acquire("a", **ask))
+    async with asyncio.timeout(20):
+        while await lab.redis("HGET", lab.key("w", "a"), "r") == packed:
+            await asyncio.sleep(0.002)
+    first.cancel()
+    await asyncio.wait({first})
+    await one.inspect("a")  # behind the withdrawal on the same connection
+    await one.release("a", owner="holder", token=held.token)
+    grant = await second
+    argv = (0, "o", "r", one._channel)
+    assert await one.scripts.run("cancel", "a", *argv) == [b"gone"]
+    assert (await two.inspect("a")).holders[0].token == grant.token
+    assert await two.scripts.run("cancel", "a", 0, "o", "r", two._channel) == [b"released"]

@@ -10,6 +10,7 @@
 -- The same request again, whether queued or granted, changes nothing but its sign of life: a lost
 -- reply is not a lost lock, and repeating the call is how a waiter shows that it lives.
 local floor, owner, request, ttl, shared = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1'
+local via = ARGV[8]
 local f, refusal = lineage(floor)
 refusal = refusal or closed(f) or too_long(f, ttl)
 if refusal then return refusal end
@@ -20,7 +21,7 @@ end
 
 -- The owner holds it already. Within one epoch that is the same grant; a lock that outlived a loss
 -- gets a new token, for its old one may have been passed by grants that were lost.
-local function again(epoch, counter, left, entries, requests, save, renew_token)
+local function again(epoch, counter, left, entries, requests, asked_by, save, renew_token)
   if redis.call('HDEL', WAITERS, request) == 1 then redis.call('LREM', QUEUE, 1, request) end
   if epoch ~= f[1] then return granted(f[1], renew_token(), tonumber(ttl), 1) end -- check: survivor
   if not has_word(requests, request) then
@@ -32,20 +33,22 @@ local function again(epoch, counter, left, entries, requests, save, renew_token)
     if words < ENTRIES_MAX then requests = requests .. ' ' .. request end
     left = math.max(left, tonumber(ttl))
     save(left, entries, requests)
+  elseif asked_by ~= via then
+    save(left, entries, requests) -- repeated through another process: the first may not withdraw it
   end
   return granted(epoch, counter, left, tonumber(entries))
 end
 
 local function holder_of(held)
   if held[1] == 'x' and held[2] == owner then
-    return again(held[3], held[4], redis.call('PTTL', LOCK), held[5], held[6],
+    return again(held[3], held[4], redis.call('PTTL', LOCK), held[5], held[6], held[7],
       function(left, entries, requests)
-        redis.call('HSET', LOCK, 'entries', entries, 'requests', requests)
+        redis.call('HSET', LOCK, 'entries', entries, 'requests', requests, 'via', via)
         redis.call('PEXPIRE', LOCK, left)
       end,
       function()
         redis.call('DEL', LOCK)
-        return hold_exclusive(f, owner, request, ttl, ARGV[11])
+        return hold_exclusive(f, owner, request, ttl, ARGV[11], via)
       end)
   end
   if held[1] ~= 's' then return nil end
@@ -54,18 +57,18 @@ local function holder_of(held)
   local mine = redis.call('HGET', LOCK, 'h:' .. owner)
   if not mine then return nil end
   if not shared then return {'upgrade'} end
-  local epoch, counter, expires, _, since, entries, requests = match(mine, SHARED)
-  return again(epoch, counter, expires - now, entries, requests,
+  local epoch, counter, expires, _, since, entries, asked_by, requests = match(mine, SHARED)
+  return again(epoch, counter, expires - now, entries, requests, asked_by,
     function(left, count, words)
-      redis.call('HSET', LOCK, 'h:' .. owner, string.format('%s %s %.0f %s %s %.0f %s',
-        epoch, counter, now + left, ttl, since, count, words))
+      redis.call('HSET', LOCK, 'h:' .. owner, string.format('%s %s %.0f %s %s %.0f %s %s',
+        epoch, counter, now + left, ttl, since, count, via, words))
       if redis.call('PTTL', LOCK) < left then redis.call('PEXPIRE', LOCK, left) end
     end,
-    function() return hold_shared(f, owner, request, ttl, ARGV[11], now) end)
+    function() return hold_shared(f, owner, request, ttl, ARGV[11], via, now) end)
 end
 
 local function look()
-  return redis.call('HMGET', LOCK, 'mode', 'owner', 'epoch', 'counter', 'entries', 'requests')
+  return redis.call('HMGET', LOCK, 'mode', 'owner', 'epoch', 'counter', 'entries', 'requests', 'via')
 end
 
 local held = look()
@@ -86,9 +89,9 @@ if held[1] == 's' then held[1] = redis.call('HGET', LOCK, 'mode') end -- the pur
 if not queued and (not held[1] or (held[1] == 's' and shared)) then
   local counter
   if shared then
-    counter = hold_shared(f, owner, request, ttl, ARGV[11], now_ms())
+    counter = hold_shared(f, owner, request, ttl, ARGV[11], via, now_ms())
   else
-    counter = hold_exclusive(f, owner, request, ttl, ARGV[11])
+    counter = hold_exclusive(f, owner, request, ttl, ARGV[11], via)
   end
   touched(f)
   return granted(f[1], counter, tonumber(ttl), 1)
@@ -108,7 +111,7 @@ else
   ahead, waiters = waiters, waiters + 1
 end
 redis.call('HSET', WAITERS, request, string.format('%s %s %.0f %s %s %s %s',
-  shared and 's' or 'x', ttl, now_ms() + alive, ARGV[11], ARGV[12], ARGV[8], owner))
+  shared and 's' or 'x', ttl, now_ms() + alive, ARGV[11], ARGV[12], via, owner))
 for _, key in ipairs({QUEUE, WAITERS}) do
   if redis.call('PTTL', key) < alive then redis.call('PEXPIRE', key, 2 * alive) end
 end

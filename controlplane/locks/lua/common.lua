@@ -56,21 +56,22 @@ local function touched(f)
   if f[6] and tonumber(f[6]) > now_ms() then redis.call('PUBLISH', 'ev:' .. LOCK, '') end
 end
 
-local function hold_exclusive(f, owner, request, ttl, since)
+-- `via` is the channel of the process that asked last: only that one may withdraw the request.
+local function hold_exclusive(f, owner, request, ttl, since, via)
   local counter = mint()
   redis.call('HSET', LOCK, 'mode', 'x', 'owner', owner, 'epoch', f[1] or 0, 'counter', counter,
-    'ttl', ttl, 'since', since, 'entries', 1, 'requests', request)
+    'ttl', ttl, 'since', since, 'entries', 1, 'requests', request, 'via', via)
   redis.call('PEXPIRE', LOCK, ttl)
   return counter
 end
 
--- Shared holders are fields "h:OWNER" = "epoch counter expires_ms ttl since entries requests".
-local SHARED = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (.*)$'
+-- Shared holders are fields "h:OWNER" = "epoch counter expires_ms ttl since entries via requests".
+local SHARED = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%S+) (.*)$'
 
-local function hold_shared(f, owner, request, ttl, since, now)
+local function hold_shared(f, owner, request, ttl, since, via, now)
   local counter = mint()
-  redis.call('HSET', LOCK, 'mode', 's', 'h:' .. owner, string.format('%s %.0f %.0f %s %s 1 %s',
-    f[1] or 0, counter, now + ttl, ttl, since, request))
+  redis.call('HSET', LOCK, 'mode', 's', 'h:' .. owner, string.format('%s %.0f %.0f %s %s 1 %s %s',
+    f[1] or 0, counter, now + ttl, ttl, since, via, request))
   if redis.call('PTTL', LOCK) < tonumber(ttl) then redis.call('PEXPIRE', LOCK, ttl) end
   return counter
 end
@@ -107,9 +108,9 @@ local function hand_off(f, me)
       if held == 'x' or (held and mode == 'x') then return end
       local counter
       if mode == 'x' then
-        counter = hold_exclusive(f, owner, request, ttl, string.format('%.0f', now))
+        counter = hold_exclusive(f, owner, request, ttl, string.format('%.0f', now), channel)
       else
-        counter = hold_shared(f, owner, request, ttl, string.format('%.0f', now), now)
+        counter = hold_shared(f, owner, request, ttl, string.format('%.0f', now), channel, now)
       end
       if request ~= me then
         redis.call('PUBLISH', channel, string.format('%s %s %.0f %s %s', request, f[1] or 0, counter, ttl, sent))

@@ -19,12 +19,12 @@ if mode == 'x' then
 elseif mode == 's' then
   local packed = redis.call('HGET', LOCK, 'h:' .. owner)
   if not packed then return {'gone'} end
-  local e, c, expires, ttl, since, entries, requests = match(packed, SHARED)
+  local e, c, expires, ttl, since, entries, via, requests = match(packed, SHARED)
   if e ~= epoch or c ~= counter then return {'gone'} end
   if has_word(requests, '-' .. ARGV[5]) then return {'kept', tonumber(entries)} end
   if tonumber(entries) > 1 and ARGV[6] ~= '1' then
-    redis.call('HSET', LOCK, 'h:' .. owner, string.format('%s %s %s %s %s %d %s',
-      e, c, expires, ttl, since, entries - 1, requests .. ' -' .. ARGV[5]))
+    redis.call('HSET', LOCK, 'h:' .. owner, string.format('%s %s %s %s %s %d %s %s',
+      e, c, expires, ttl, since, entries - 1, via, requests .. ' -' .. ARGV[5]))
     return {'kept', entries - 1}
   end
   redis.call('HDEL', LOCK, 'h:' .. owner)

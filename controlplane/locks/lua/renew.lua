@@ -19,9 +19,9 @@ local now = now_ms()
 purge_shared(now)
 local packed = redis.call('HGET', LOCK, 'h:' .. owner)
 if not packed then return {'gone'} end
-local epoch, counter, _, _, since, entries, requests = match(packed, SHARED)
+local epoch, counter, _, _, since, entries, via, requests = match(packed, SHARED)
 if epoch ~= ARGV[3] or counter ~= ARGV[4] then return {'gone'} end
-redis.call('HSET', LOCK, 'h:' .. owner, string.format('%s %s %.0f %s %s %s %s',
-  epoch, counter, now + ttl, ttl, since, entries, requests))
+redis.call('HSET', LOCK, 'h:' .. owner, string.format('%s %s %.0f %s %s %s %s %s',
+  epoch, counter, now + ttl, ttl, since, entries, via, requests))
 if redis.call('PTTL', LOCK) < tonumber(ttl) then redis.call('PEXPIRE', LOCK, ttl) end
 return {'renewed', tonumber(entries), f[1] or 0}

@@ -1,0 +1,196 @@
+"""Many lock calls over one stream, through the client and with a raw stream."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import code_pb2
+from lock_lab import PATIENT, Lab
+
+from controlplane.adapters import lock_session
+from controlplane.adapters.lock_client import LockClient
+from controlplane.adapters.lock_service import LockServiceServicer
+from controlplane.locks.audit import AuditLog
+from controlplane.locks.errors import LockHeldError, LockLostError
+from controlplane.locks.grant import Mode
+from controlplane.locks.hold import hold
+from controlplane.locks.manager import LockManager
+from controlplane.locks.token import Token
+from controlplane.model.errors import InvalidInputError, UnavailableError
+from controlplane.v1 import lock_pb2, lock_pb2_grpc
+
+TTL = 30_000
+
+
+class Served:
+    """A manager behind a gRPC server that a test may stop."""
+
+    def __init__(self, manager: LockManager, server: grpc.aio.Server, port: int) -> None:
+        self.manager = manager
+        self.server = server
+        self.address = f"127.0.0.1:{port}"
+
+
+async def serve(lab: Lab, kind: type[Any] = LockServiceServicer) -> Served:
+    """Start one on a free port."""
+    manager = await lab.manager(limits=PATIENT)
+    audit = AuditLog(await lab.store(), f"/weir/{lab.prefix}/audit/".encode())
+    server = grpc.aio.server()
+    lock_pb2_grpc.add_LockServiceServicer_to_server(kind(manager, audit), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return Served(manager, server, port)
+
+
+@pytest.fixture
+async def served(lab: Lab) -> AsyncIterator[Served]:
+    """The service."""
+    found = await serve(lab)
+    yield found
+    await found.server.stop(None)
+
+
+async def waiters(served: Served, count: int) -> None:
+    """Wait until so many wait for "a"."""
+    async with asyncio.timeout(20):
+        while (await served.manager.inspect("a")).waiters != count:
+            await asyncio.sleep(0.002)
+
+
+def acquire(number: int, **fields: Any) -> lock_pb2.SessionCall:
+    """A call with a good request, changed."""
+    good = {"name": "a", "owner": "o", "ttl_ms": TTL, "request_id": str(uuid.uuid4())}
+    return lock_pb2.SessionCall(id=number, acquire=lock_pb2.AcquireRequest(**(good | fields)))
+
+
+async def test_hundreds_of_calls_share_one_stream(served: Served) -> None:
+    """Three hundred locks taken, renewed and given back at once, over a single gRPC call."""
+    async with grpc.aio.insecure_channel(served.address) as channel:
+        locks = LockClient([channel])
+
+        async def work(number: int) -> Token:
+            name, owner = f"n{number}", f"o{number}"
+            grant = await locks.acquire(name, owner=owner, ttl_ms=TTL, mode=Mode.LINEAGE)
+            fresh = await locks.renew(name, owner=owner, token=grant.token, ttl_ms=TTL)
+            assert (fresh.token, fresh.verified) == (grant.token, True)
+            assert await locks.release(name, owner=owner, token=grant.token) == 0
+            return grant.token
+
+        tokens = await asyncio.gather(*map(work, range(300)))
+        assert len(set(tokens)) == 300
+        async with hold(locks, "a", ttl_ms=TTL) as held:
+            assert held.token > max(tokens).value
+            with pytest.raises(LockHeldError):
+                await locks.acquire("a", owner="p", ttl_ms=TTL)
+            with pytest.raises(InvalidInputError) as refused:
+                await locks.acquire("a", owner="p", ttl_ms=1)
+            assert refused.value.field == "ttl_ms"
+        with pytest.raises(LockLostError):
+            await locks.renew("a", owner="p", token=Token(1, 1), ttl_ms=TTL)
+        async with locks:
+            pass  # closed; the next call opens a new stream
+        assert (await locks.acquire("a", owner="o", ttl_ms=TTL)).verified
+
+
+async def test_a_cancelled_waiter_leaves_the_queue(served: Served) -> None:
+    """Cancelling a call, closing a client and losing a client all withdraw what waits."""
+    held = await served.manager.acquire("a", owner="holder", ttl_ms=TTL)
+    async with grpc.aio.insecure_channel(served.address) as channel:
+        locks = LockClient([channel])
+        calls = [
+            asyncio.ensure_future(locks.acquire("a", owner=f"w{i}", ttl_ms=TTL, wait_ms=60_000))
+            for i in range(3)
+        ]
+        await waiters(served, 3)
+        calls[0].cancel()
+        await waiters(served, 2)
+        await locks.aclose()
+        await waiters(served, 0)
+        for call in calls[1:]:
+            with pytest.raises(UnavailableError):
+                await call
+        waiting = asyncio.ensure_future(locks.acquire("a", owner="w", ttl_ms=TTL, wait_ms=60_000))
+        await waiters(served, 1)
+    with pytest.raises(UnavailableError):
+        await waiting
+    await waiters(served, 0)
+    await served.manager.release("a", owner="holder", token=held.token)
+    assert not (await served.manager.inspect("a")).holders
+
+
+async def test_every_call_is_answered_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also an empty one, one withdrawn in the very message that brought it, one whose number is in
+    use, and one too many; then the stream ends by itself."""
+    monkeypatch.setattr(lock_session, "CALLS_MAX", 2)
+    async with grpc.aio.insecure_channel(served.address) as channel:
+        stream = lock_pb2_grpc.LockServiceStub(channel).Session()
+        calls = [
+            lock_pb2.SessionCall(id=1),
+            acquire(2),
+            acquire(3, owner="w", wait_ms=60_000),
+            acquire(3, owner="x"),
+            acquire(4, owner="y"),
+            lock_pb2.SessionCall(id=5, withdraw=3),
+            lock_pb2.SessionCall(id=6, withdraw=99),
+        ]
+        await stream.write(lock_pb2.SessionRequest(calls=calls))
+        await stream.done_writing()
+        answers: list[lock_pb2.SessionAnswer] = []
+        async with asyncio.timeout(30):
+            while (response := await stream.read()) is not grpc.aio.EOF:
+                answers += response.answers
+        assert await stream.code() is grpc.StatusCode.OK
+    found = sorted((answer.id, answer.error.code) for answer in answers)
+    assert found == sorted([
+        (1, code_pb2.INVALID_ARGUMENT), (2, code_pb2.OK), (3, code_pb2.INVALID_ARGUMENT),
+        (3, code_pb2.CANCELLED), (4, code_pb2.UNAVAILABLE),
+    ])  # fmt: skip
+
+
+async def test_a_lost_replica_is_left_for_the_next(lab: Lab, served: Served) -> None:
+    """What is in flight when a replica stops is asked again elsewhere with the same request id; the
+    one that answered is asked first from then on."""
+    other = await serve(lab)
+    held = await served.manager.acquire("a", owner="holder", ttl_ms=TTL)
+    async with (
+        grpc.aio.insecure_channel(served.address) as first,
+        grpc.aio.insecure_channel(other.address) as second,
+    ):
+        locks = LockClient([first, second])
+        waiting = asyncio.ensure_future(locks.acquire("a", owner="w", ttl_ms=TTL, wait_ms=60_000))
+        await waiters(served, 1)
+        await served.server.stop(None)
+        async with asyncio.timeout(20):
+            while not other.manager.hand_offs:
+                await asyncio.sleep(0.002)
+        await other.manager.release("a", owner="holder", token=held.token)
+        assert (await waiting).token > held.token
+        assert locks._at == 1
+        with pytest.raises(UnavailableError):
+            await LockClient([first]).acquire("b", owner="o", ttl_ms=TTL)
+    await other.server.stop(None)
+
+
+class Older(LockServiceServicer):
+    """A server from before sessions."""
+
+    async def Session(self, requests: Any, context: Any) -> None:  # noqa: N802
+        """Not known."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+
+
+async def test_an_older_server_is_called_method_by_method(lab: Lab) -> None:
+    """The client notices once, and goes on without sessions."""
+    older = await serve(lab, Older)
+    async with grpc.aio.insecure_channel(older.address) as channel:
+        locks = LockClient([channel])
+        for _ in range(2):
+            grant = await locks.acquire("a", owner="o", ttl_ms=TTL)
+            assert await locks.release("a", owner="o", token=grant.token) == 0
+        assert not locks._links[0]._sessions
+    await older.server.stop(None)

@@ -19,6 +19,7 @@ import structlog
 from agents.store import PlanFile
 from controlplane import __version__, edges, logging
 from controlplane.adapters.admin_changes import AdminService
+from controlplane.adapters.admin_local import LocalChanger
 from controlplane.adapters.audit_trail import AuditTrail
 from controlplane.adapters.console_feed import ConsoleFeed
 from controlplane.adapters.etcd import EtcdClient
@@ -50,6 +51,7 @@ from controlplane.runtime.election import ElectionRules
 from controlplane.runtime.inbox import Inbox
 from controlplane.runtime.journal import Journal
 from controlplane.runtime.leadership import Elector
+from controlplane.runtime.local import LocalOverrides
 from controlplane.runtime.operations import OperationKeeper
 from controlplane.runtime.recorder import DecisionRecorder
 from controlplane.runtime.subscribers import SubscriberRegistry
@@ -170,6 +172,15 @@ class Replica:
             recorder=self.chronicle.record,
             suspect_coordination=self.presence.coordination_suspect,
         )
+        self.local = LocalOverrides(
+            replica=self.me.replica,
+            board=self.board,
+            topology=lambda: self.topology,
+            coordinated=lambda: self.views.leader().coordinated,
+            to_data_planes=lambda plan: self.serving.to_data_planes(plan, confirmed=False),
+            noted=self.audit,
+            clock=self.clock,
+        )
         self.views = Views(
             me=self.me,
             clock=self.clock,
@@ -182,6 +193,7 @@ class Replica:
             elector=self.elector,
             journal=self.journal,
             intents=lambda: self.intents,
+            local=self.local,
             drills=lambda: self.upkeep.drills,
         )
         self.locks = lock_manager(
@@ -203,17 +215,7 @@ class Replica:
             converged=self.views.converged,
             budget_ms=self.topology.policy.budget_ms,
         )
-        self.admin = AdminService(
-            self.views.reads(),
-            intents=intents,
-            what_if=self.views.what_if,
-            progress=self.views.progress,
-            caller=lambda context: (
-                (who := edges.caller_of(self, context)).name,
-                frozenset(str(role) for role in who.roles),
-            ),
-            clock=self.clock,
-        )
+        self.admin = self._admin(intents)
         server = edges.grpc_server(self)
         console = edges.console(self)
         http = HttpServer(
@@ -243,6 +245,29 @@ class Replica:
         finally:
             await self._shut_down(server, http)
 
+    def _admin(self, intents: EtcdIntents) -> AdminService:
+        def caller(context: grpc.aio.ServicerContext) -> tuple[str, frozenset[str]]:
+            who = edges.caller_of(self, context)
+            return who.name, frozenset(str(role) for role in who.roles)
+
+        return AdminService(
+            self.views.reads(),
+            intents=intents,
+            what_if=self.views.what_if,
+            progress=self.views.progress,
+            caller=caller,
+            local=LocalChanger(
+                replica=self.me.replica,
+                local=self.local,
+                audit=self.audit,
+                what_if=self.views.local_what_if,
+                coordinated=lambda: self.views.leader().coordinated,
+                caller=caller,
+                clock=self.clock,
+            ),
+            clock=self.clock,
+        )
+
     async def _work(self, feed: ConsoleFeed) -> None:
         parts = {
             "tick": self.loop.run,
@@ -253,6 +278,7 @@ class Replica:
             "ads": self.ads.run,
             "operations": self.operations.run,
             "upkeep": self.upkeep.run,
+            "local": self.local.run,
             "audit": lambda: self.audit.run(self.admin_intents),
             "decisions": self.chronicle.run,
             "presence": self.presence.run,

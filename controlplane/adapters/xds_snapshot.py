@@ -6,8 +6,9 @@ the nonce, the only field that does, is appended to the bytes (a protobuf messag
 concatenation of its fields).
 
 Versions. Endpoints carry `<epoch>.<config>`, where config is a digest of the `DataPlane`; the other
-types change with the configuration only and carry a digest of their content. A type whose version a
-stream already has is not sent again.
+types change with the configuration only and carry a digest of their content. A local override of
+an epoch carries `.local<revision>` besides, so that it is sent, and so is the return from it. A
+type whose version a stream already has is not sent again.
 
 Shapes. Envoy and proxyless gRPC read the same plan in different resources. Each has an *open* and
 a *closed* set of endpoints: in the closed one, channels that fail closed have none. It is served
@@ -187,6 +188,8 @@ def _endpoints(
         if channel.fail_closed:
             closed[name] = shape.assignment(routes[channel.name], dataplane, closed=True)
     version = f"{plan.epoch}.{config}"
+    if plan.local is not None:
+        version += f".local{plan.local.revision}"
     return (
         TypeSet.of(EDS, plan.epoch, opened, version),
         TypeSet.of(EDS, plan.epoch, closed, version + ".closed"),

@@ -44,6 +44,14 @@ Rules = Annotated[
     list[str] | None, typer.Option("--override-rule", help="Safety rule to override (breakglass).")
 ]
 
+Local = Annotated[
+    bool,
+    typer.Option(
+        "--local",
+        help="Only what the data planes of the replica that answers follow, without a quorum.",
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Common:
@@ -57,6 +65,7 @@ class Common:
     request_id: str
     hold: str
     rules: list[str] | None
+    local: bool
 
     def mutation(self, *, validate_only: bool) -> pb.Mutation:
         """Build what travels with the change."""
@@ -66,6 +75,7 @@ class Common:
             validate_only=validate_only,
             override_rules=self.rules or [],
             ttl_s=parse_s(self.hold, "--for") if self.hold else 0,
+            local=self.local,
         )
 
 
@@ -80,9 +90,10 @@ def drain(
     request_id: RequestId = "",
     hold: For = "",
     override_rule: Rules = None,
+    local: Local = False,
 ) -> None:
     """Take a region out of service gradually."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, override_rule)
+    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, override_rule, local)
     _run(ctx, common, "DrainRegion", lambda m: pb.DrainRegionRequest(region=region, mutation=m))
 
 
@@ -96,9 +107,10 @@ def undrain(
     timeout: Timeout = WAIT_DEFAULT,
     request_id: RequestId = "",
     override_rule: Rules = None,
+    local: Local = False,
 ) -> None:
     """End a drain; the region returns by ramp."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, "", override_rule)
+    common = _common(reason, dry_run, yes, wait, timeout, request_id, "", override_rule, local)
     _run(ctx, common, "UndrainRegion", lambda m: pb.UndrainRegionRequest(region=region, mutation=m))
 
 
@@ -113,9 +125,10 @@ def failover(
     request_id: RequestId = "",
     hold: For = "",
     override_rule: Rules = None,
+    local: Local = False,
 ) -> None:
     """Move all traffic off a region at once."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, override_rule)
+    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, override_rule, local)
     _run(
         ctx,
         common,
@@ -184,9 +197,10 @@ def override(
     timeout: Timeout = WAIT_DEFAULT,
     request_id: RequestId = "",
     override_rule: Rules = None,
+    local: Local = False,
 ) -> None:
     """Fix one channel's weights until the override expires, or end it."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, override_rule)
+    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, override_rule, local)
     if clear == bool(weights):
         raise InvalidInputError("--weights", "give either --weights … --for 30m, or --clear")
     if clear:
@@ -238,6 +252,7 @@ def _common(
     request_id: str,
     hold: str,
     rules: list[str] | None,
+    local: bool = False,
 ) -> Common:
     if not reason.strip():
         raise InvalidInputError("--reason", "is required: say why, it is kept in the audit")
@@ -251,6 +266,7 @@ def _common(
         request_id=request_id or str(uuid.uuid4()),
         hold=hold,
         rules=rules,
+        local=local,
     )
 
 

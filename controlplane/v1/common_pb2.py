@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ontrolplane/v1/common.proto\x12\x0f\x63ontrolplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n\x10LatencyHistogram\x12\x0e\n\x06\x62ucket\x18\x01 \x03(\x05\x12\r\n\x05\x63ount\x18\x02 \x03(\x03\"r\n\x0fOutcomeCounters\x12\n\n\x02ok\x18\x01 \x01(\x03\x12\r\n\x05\x65rror\x18\x02 \x01(\x03\x12\x10\n\x08\x64\x65\x63lined\x18\x03 \x01(\x03\x12\x32\n\x07latency\x18\x04 \x01(\x0b\x32!.controlplane.v1.LatencyHistogram\"\xfc\x01\n\x04Plan\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x30\n\x0c\x63ommitted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x06routes\x18\x04 \x03(\x0b\x32\x16.controlplane.v1.Route\x12-\n\x07regions\x18\x05 \x03(\x0b\x32\x1c.controlplane.v1.RegionState\x12/\n\x08\x62reakers\x18\x06 \x03(\x0b\x32\x1d.controlplane.v1.BreakerState\x12\x0e\n\x06\x66rozen\x18\x07 \x01(\x08\x12\r\n\x05panic\x18\x08 \x01(\x08\"j\n\x05Route\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12.\n\x07weights\x18\x02 \x03(\x0b\x32\x1d.controlplane.v1.RegionWeight\x12\x0f\n\x07shed_bp\x18\x03 \x01(\x05\x12\x0f\n\x07reasons\x18\x04 \x03(\t\"1\n\x0cRegionWeight\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x11\n\tweight_bp\x18\x02 \x01(\x05\"\x86\x01\n\x0bRegionState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0f\n\x07verdict\x18\x03 \x01(\t\x12\x0f\n\x07\x64rained\x18\x04 \x01(\x08\x12)\n\x05since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63\x61use\x18\x06 \x01(\t\"\xa8\x01\n\x0c\x42reakerState\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nopen_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63\x61use\x18\x06 \x01(\t\"j\n\x0fSubscriberState\x12\x12\n\nsubscriber\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x15\n\rapplied_epoch\x18\x04 \x01(\x03\x12\x0e\n\x06\x61ge_ms\x18\x05 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ontrolplane/v1/common.proto\x12\x0f\x63ontrolplane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n\x10LatencyHistogram\x12\x0e\n\x06\x62ucket\x18\x01 \x03(\x05\x12\r\n\x05\x63ount\x18\x02 \x03(\x03\"r\n\x0fOutcomeCounters\x12\n\n\x02ok\x18\x01 \x01(\x03\x12\r\n\x05\x65rror\x18\x02 \x01(\x03\x12\x10\n\x08\x64\x65\x63lined\x18\x03 \x01(\x03\x12\x32\n\x07latency\x18\x04 \x01(\x0b\x32!.controlplane.v1.LatencyHistogram\"\xab\x02\n\x04Plan\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x30\n\x0c\x63ommitted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x06routes\x18\x04 \x03(\x0b\x32\x16.controlplane.v1.Route\x12-\n\x07regions\x18\x05 \x03(\x0b\x32\x1c.controlplane.v1.RegionState\x12/\n\x08\x62reakers\x18\x06 \x03(\x0b\x32\x1d.controlplane.v1.BreakerState\x12\x0e\n\x06\x66rozen\x18\x07 \x01(\x08\x12\r\n\x05panic\x18\x08 \x01(\x08\x12-\n\x05local\x18\t \x01(\x0b\x32\x1e.controlplane.v1.LocalOverride\"\x8f\x01\n\rLocalOverride\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12\n\n\x02\x62y\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07left_ms\x18\x06 \x01(\x03\"j\n\x05Route\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12.\n\x07weights\x18\x02 \x03(\x0b\x32\x1d.controlplane.v1.RegionWeight\x12\x0f\n\x07shed_bp\x18\x03 \x01(\x05\x12\x0f\n\x07reasons\x18\x04 \x03(\t\"1\n\x0cRegionWeight\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x11\n\tweight_bp\x18\x02 \x01(\x05\"\x86\x01\n\x0bRegionState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0f\n\x07verdict\x18\x03 \x01(\t\x12\x0f\n\x07\x64rained\x18\x04 \x01(\x08\x12)\n\x05since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63\x61use\x18\x06 \x01(\t\"\xa8\x01\n\x0c\x42reakerState\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nopen_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63\x61use\x18\x06 \x01(\t\"j\n\x0fSubscriberState\x12\x12\n\nsubscriber\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x15\n\rapplied_epoch\x18\x04 \x01(\x03\x12\x0e\n\x06\x61ge_ms\x18\x05 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,15 +37,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OUTCOMECOUNTERS']._serialized_start=133
   _globals['_OUTCOMECOUNTERS']._serialized_end=247
   _globals['_PLAN']._serialized_start=250
-  _globals['_PLAN']._serialized_end=502
-  _globals['_ROUTE']._serialized_start=504
-  _globals['_ROUTE']._serialized_end=610
-  _globals['_REGIONWEIGHT']._serialized_start=612
-  _globals['_REGIONWEIGHT']._serialized_end=661
-  _globals['_REGIONSTATE']._serialized_start=664
-  _globals['_REGIONSTATE']._serialized_end=798
-  _globals['_BREAKERSTATE']._serialized_start=801
-  _globals['_BREAKERSTATE']._serialized_end=969
-  _globals['_SUBSCRIBERSTATE']._serialized_start=971
-  _globals['_SUBSCRIBERSTATE']._serialized_end=1077
+  _globals['_PLAN']._serialized_end=549
+  _globals['_LOCALOVERRIDE']._serialized_start=552
+  _globals['_LOCALOVERRIDE']._serialized_end=695
+  _globals['_ROUTE']._serialized_start=697
+  _globals['_ROUTE']._serialized_end=803
+  _globals['_REGIONWEIGHT']._serialized_start=805
+  _globals['_REGIONWEIGHT']._serialized_end=854
+  _globals['_REGIONSTATE']._serialized_start=857
+  _globals['_REGIONSTATE']._serialized_end=991
+  _globals['_BREAKERSTATE']._serialized_start=994
+  _globals['_BREAKERSTATE']._serialized_end=1162
+  _globals['_SUBSCRIBERSTATE']._serialized_start=1164
+  _globals['_SUBSCRIBERSTATE']._serialized_end=1270
 # @@protoc_insertion_point(module_scope)

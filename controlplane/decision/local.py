@@ -29,7 +29,7 @@ from controlplane.decision.smoothing import round_columns
 from controlplane.decision.weights import override_row, target
 from controlplane.decision.world import World, compiled
 from controlplane.model.ids import FULL_BP, RegionName
-from controlplane.model.intents import Intents
+from controlplane.model.intents import Intents, Override
 from controlplane.model.plan import Breaker, Phase, Plan, Route
 from controlplane.model.topology import Topology
 
@@ -44,29 +44,10 @@ def local_plan(topology: Topology, plan: Plan, intents: Intents) -> Plan:
     out = asked | {s.name for s in plan.regions if s.drained or s.phase is Phase.FAILED}
     shares = _shares(world, plan, out)
     overrides = {o.channel: o for o in intents.overrides}
-    regions = tuple(world.region_index)
-    routes = []
-    for route in plan.routes:
-        column = world.channel_index.get(route.channel)
-        if column is None:
-            routes.append(route)
-            continue
-        row: Table | None = None
-        why = ""
-        if route.channel in overrides:
-            idle = frozenset(
-                name for name in regions if not world.load.serves[world.region_index[name], column]
-            )
-            row = override_row(overrides[route.channel], regions, frozenset(out) | idle)
-            why = f"{REASON}: weights fixed at this replica"
-        elif any(bp and name in asked for name, bp in route.weights):
-            row = shares[:, column]
-            left = ", ".join(sorted(name for name, bp in route.weights if bp and name in asked))
-            why = f"{REASON}: {left} left at this replica"
-        if row is None or row.sum() <= 0:
-            routes.append(route)
-            continue
-        routes.append(_route(route, regions, row / row.sum(), why))
+    routes = [
+        _overlaid(world, route, shares, frozenset(out), asked, overrides.get(route.channel))
+        for route in plan.routes
+    ]
     statuses = tuple(replace(s, drained=s.drained or s.name in asked) for s in plan.regions)
     return replace(plan, routes=tuple(routes), regions=statuses)
 
@@ -115,6 +96,36 @@ def _available(world: World, plan: Plan, name: RegionName, phase: Phase) -> floa
     if not base or not carried:
         return 0.0
     return float(min(1.0, sum(carried) / len(carried) / base))
+
+
+def _overlaid(
+    world: World,
+    route: Route,
+    shares: Table,
+    out: frozenset[RegionName],
+    asked: frozenset[RegionName],
+    override: Override | None,
+) -> Route:
+    """Return a route with what was asked for laid over it."""
+    column = world.channel_index.get(route.channel)
+    if column is None:
+        return route
+    regions, serves = tuple(world.region_index), world.load.serves[:, column].tolist()
+    row: Table | None = None
+    why = f"{REASON}: weights fixed at this replica"
+    if override is not None:
+        idle = frozenset(name for name, may in zip(regions, serves, strict=True) if not may)
+        row = override_row(override, regions, out | idle)
+    left = sorted(name for name, bp in route.weights if bp and name in asked)
+    if row is None and left:
+        why = f"{REASON}: {', '.join(left)} left at this replica"
+        row = shares[:, column]
+        if row.sum() <= 0:  # whoever is neither failed nor drained, though not well
+            fit = (may and name not in out for name, may in zip(regions, serves, strict=True))
+            row = np.array([float(may) for may in fit])
+    if row is None or row.sum() <= 0:
+        return route
+    return _route(route, regions, row / row.sum(), why)
 
 
 def _route(route: Route, regions: tuple[RegionName, ...], row: Table, why: str) -> Route:

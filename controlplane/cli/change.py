@@ -30,6 +30,17 @@ from controlplane.v1 import common_pb2
 
 WAIT_DEFAULT = "2m"
 CALL_S = 5.0
+OPTIONS = {
+    "mutation.reason": "--reason",
+    "mutation.request_id": "--request-id",
+    "mutation.ttl_s": "--for",
+    "from_region": "--from",
+    "weights": "--weights",
+    "weights.region": "--weights",
+    "weights.weight_bp": "--weights",
+    "hold_s": "--hold",
+}
+"""Fields of the API and the options that give them."""
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the audit. Required.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would happen.")]
@@ -285,9 +296,7 @@ def _run(
 ) -> None:
     client: Client = ctx.obj.client()
     fmt: Format = ctx.obj.format
-    preview = client.call(
-        rpc.AdminServiceStub, method, request(common.mutation(validate_only=True)), CALL_S
-    )
+    preview = _send(client, method, request(common.mutation(validate_only=True)))
     blocked = [r for r in preview.effect.refusals if r.rule not in (common.rules or [])]
     if common.dry_run:
         _show(preview, fmt)
@@ -299,9 +308,7 @@ def _run(
     asking = not common.yes and sys.stdin.isatty() and not preview.effect.unchanged
     if asking and not blocked and not typer.confirm("Do it?"):
         raise typer.Exit(FAILED)
-    operation = client.call(
-        rpc.AdminServiceStub, method, request(common.mutation(validate_only=False)), CALL_S
-    )
+    operation = _send(client, method, request(common.mutation(validate_only=False)))
     if common.wait and not operation.done:
         operation = _wait(client, operation, parse_ms(common.timeout, "--timeout"), fmt)
     _show(operation, fmt, effect=False)
@@ -309,6 +316,18 @@ def _run(
         raise typer.Exit(DEADLINE)
     if operation.stage == "failed":
         raise typer.Exit(FAILED)
+
+
+def _send(client: Client, method: str, request: Any) -> Any:
+    """Call a change; a field that is refused is named as the option it was given by."""
+    try:
+        return client.call(rpc.AdminServiceStub, method, request, CALL_S)
+    except CallError as error:
+        field, colon, rest = str(error).partition(": ")
+        option = OPTIONS.get(field)
+        if not colon or option is None:
+            raise
+        raise CallError(f"{option}: {rest}", error.exit_code) from error
 
 
 def _wait(client: Client, operation: Any, timeout_ms: int, fmt: Format) -> Any:
@@ -336,14 +355,17 @@ def _show(operation: Any, fmt: Format, *, effect: bool = True) -> None:
         return
     if effect:
         _show_effect(operation)
-    head = "would be" if operation.validate_only else operation.stage
     target = f" {operation.target}" if operation.target else ""
+    if operation.validate_only:
+        seen = "already so" if operation.effect.unchanged else "dry run, nothing was changed"
+        say(f"{operation.kind}{target}: {seen}")
+        return
     took = (
         f", applied everywhere in {age(operation.converge_ms)}"
         if operation.converge_ms >= 0
         else ""
     )
-    say(f"{operation.kind}{target}: {head}{took}. {operation.message} [{operation.id}]")
+    say(f"{operation.kind}{target}: {operation.stage}{took}. {operation.message} [{operation.id}]")
 
 
 def _show_effect(operation: Any) -> None:

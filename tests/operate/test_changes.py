@@ -252,3 +252,20 @@ async def test_a_cancelled_drain_is_undone(lab: Lab) -> None:
         async with asyncio.timeout(60):
             while any(r.drained for r in (await stub.ListRegions(pb.ListRegionsRequest())).regions):
                 await asyncio.sleep(0.05)
+
+
+async def test_an_order_can_be_taken_back_at_once_and_a_drill_does_not_end_one(lab: Lab) -> None:
+    """A failover by order is undone by a failback without waiting, and a drill of a region that is out is
+    refused: it would bring it back."""
+    async with lab.admin() as stub:
+        asked = await stub.StartFailover(
+            pb.StartFailoverRequest(from_region="south", mutation=mutation())
+        )
+        assert (await wait(stub, asked)).stage == "completed"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.StartDrill(pb.StartDrillRequest(region="south", mutation=mutation()))
+        assert "south is out already" in str(refused.value.details())
+        back = await stub.StartFailback(
+            pb.StartFailbackRequest(region="south", mutation=mutation())
+        )
+        assert not back.effect.refusals

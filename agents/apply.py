@@ -10,6 +10,9 @@ Rules
   it gets at most `DISK_WAIT_MS`: a slow or full disk must not hold up a failover.
 - A plan counts as applied when every sink has taken it. A sink that fails is tried again until it
   succeeds or a newer plan comes; until then the older epoch is what we report.
+- A replica without a quorum may lay a local override over the plan of the epoch we have. The sinks
+  get it for the time it has left by our own clock, at most half an hour; a plan with a higher
+  epoch, a confirmation of the one we have, or its end takes it away. It never comes to disk.
 - A sink also learns when a replica confirms that the plan is still in force: what must not outlive
   the control plane lives on these confirmations.
 """
@@ -77,6 +80,10 @@ class Applier:
         self._noted = noted
         self._message: common_pb2.Plan | None = None
         self._plan: Plan | None = None
+        self._over: Plan | None = None
+        self._over_until_ms = 0
+        self._fed: Plan | None = None
+        self._over_revision = (0, 0)
         self._confirmed = False
         self._applied_epoch = 0
         self._highest_epoch = 0
@@ -140,6 +147,8 @@ class Applier:
     async def offer(self, message: common_pb2.Plan) -> Verdict:
         """Apply a plan or refuse it; never raises for anything a replica can send."""
         ours = self.accepted_epoch
+        if message.HasField("local"):
+            return await self._lay(message)
         if message.epoch <= ours:
             error = f"epoch {message.epoch} is not above {ours}"
             return Verdict(epoch=self._applied_epoch, error=error, stale=True)
@@ -151,7 +160,7 @@ class Applier:
             log.error("plan_refused", epoch=message.epoch, error=str(error))
             return Verdict(epoch=self._applied_epoch, error=str(error))
         # whether it is confirmed stays as it was: a replica cut off from etcd may serve an old plan
-        self._message, self._plan = message, plan
+        self._message, self._plan, self._over = message, plan, None
         await self._save_soon()
         await self._feed()
         async with self._changed:
@@ -167,7 +176,36 @@ class Applier:
         """Note that a replica serves `epoch` now: if it is ours, it is still in force."""
         if epoch == self.accepted_epoch and epoch > 0:
             self._confirmed = True
+            self._over = None  # a quorum has spoken
             self._hungry.set()
+
+    async def _lay(self, message: common_pb2.Plan) -> Verdict:
+        """Lay a local override over the plan we have, or take it away."""
+        said = Verdict(epoch=self._applied_epoch, stale=True)
+        try:
+            over = decode_plan(message)
+        except InvalidInputError as error:
+            return Verdict(epoch=self._applied_epoch, error=str(error))
+        local = over.local
+        revision = (over.epoch, local.revision if local else 0)
+        if over.epoch != self.accepted_epoch or local is None or revision <= self._over_revision:
+            return said
+        if violations := check(over, None):
+            broken = "; ".join(str(v) for v in violations[:MAX_NAMED])
+            return Verdict(epoch=self._applied_epoch, error=broken)
+        self._over_revision = revision
+        self._over = over if local.left_ms else None
+        self._over_until_ms = self._clock.monotonic_ms() + local.left_ms
+        log.warning("local_override", epoch=over.epoch, left_ms=local.left_ms, by=local.by)
+        await self._feed()
+        return said
+
+    def _in_force(self) -> Plan | None:
+        """Return what the sinks are to have now."""
+        if self._over is not None and self._clock.monotonic_ms() >= self._over_until_ms:
+            log.warning("local_override_expired", epoch=self._over.epoch)
+            self._over = None
+        return self._over or self._plan
 
     async def wait_above(self, epoch: int) -> Plan:
         """Wait until a plan above `epoch` is in force and return the newest."""
@@ -200,7 +238,7 @@ class Applier:
 
     async def _feed(self) -> None:
         async with self._feeding:
-            plan = self._plan
+            plan = self._fed = self._in_force()
             if plan is None:
                 return
             for sink in self._sinks:
@@ -221,7 +259,7 @@ class Applier:
                 async with asyncio.timeout(SINK_RETRY_MS / 1000):
                     await self._hungry.wait()
             except TimeoutError:
-                if self._applied_epoch == self.accepted_epoch:
+                if self._applied_epoch == self.accepted_epoch and self._in_force() is self._fed:
                     continue
             self._hungry.clear()
             await self._feed()

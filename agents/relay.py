@@ -45,6 +45,11 @@ class LocalPlan:
         """The plan in force; None before the first."""
         return self._applier.plan
 
+    @property
+    def served(self) -> Plan | None:
+        """The same: sidecars of an agent follow committed plans."""
+        return self._applier.plan
+
     async def watch(self, after_epoch: int = 0) -> AsyncIterator[Plan]:
         """Yield the plan and every newer one for ever; a slow reader gets the newest."""
         epoch = after_epoch

@@ -60,13 +60,14 @@ class XdsFiles:
         return self._epoch
 
     def write(self, plan: Plan, *, confirmed: bool) -> bool:
-        """Bring the files to a plan; False when the disk already holds a newer one.
+        """Bring the files to a plan; False when the disk already holds a newer one,
+        or the plan carries a local override: only committed weights come to disk.
 
         Call it again with every confirmation: only expiring endpoints are then written again.
         Raises InvalidInputError for a plan that must not reach a data plane.
         """
-        if plan.epoch < self._epoch:
-            return False
+        if plan.epoch < self._epoch or plan.local is not None:
+            return False  # a local override ends with its replica; files outlive everybody
         snapshot = Snapshot.build(plan, self._dataplane)
         endpoints = snapshot.envoy.get(EDS, confirmed=confirmed)
         assert endpoints is not None

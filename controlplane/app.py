@@ -20,6 +20,7 @@ import structlog
 from agents.store import PlanFile
 from controlplane import __version__, edges, logging
 from controlplane.adapters.admin_changes import AdminService
+from controlplane.adapters.admin_local import LocalChanger
 from controlplane.adapters.audit_trail import AuditTrail
 from controlplane.adapters.console_feed import ConsoleFeed
 from controlplane.adapters.etcd import EtcdClient
@@ -52,6 +53,7 @@ from controlplane.runtime.election import ElectionRules
 from controlplane.runtime.inbox import Inbox
 from controlplane.runtime.journal import Journal
 from controlplane.runtime.leadership import Elector
+from controlplane.runtime.local import LocalOverrides
 from controlplane.runtime.operations import OperationKeeper
 from controlplane.runtime.recorder import DecisionRecorder
 from controlplane.runtime.subscribers import SubscriberRegistry
@@ -172,6 +174,15 @@ class Replica:
             recorder=self.chronicle.record,
             suspect_coordination=self.presence.coordination_suspect,
         )
+        self.local = LocalOverrides(
+            replica=self.me.replica,
+            board=self.board,
+            topology=lambda: self.topology,
+            coordinated=lambda: self.views.leader().coordinated,
+            to_data_planes=lambda plan: self.serving.to_data_planes(plan, confirmed=False),
+            noted=self.audit,
+            clock=self.clock,
+        )
         self.views = Views(
             me=self.me,
             clock=self.clock,
@@ -184,6 +195,7 @@ class Replica:
             elector=self.elector,
             journal=self.journal,
             intents=lambda: self.intents,
+            local=self.local,
             drills=lambda: self.upkeep.drills,
         )
         self.locks = lock_manager(
@@ -206,17 +218,7 @@ class Replica:
             budget_ms=self.topology.policy.budget_ms,
             lock=JobLock(self.locks, "jobs/drill") if self.locks is not None else None,
         )
-        self.admin = AdminService(
-            self.views.reads(),
-            intents=intents,
-            what_if=self.views.what_if,
-            progress=self.views.progress,
-            caller=lambda context: (
-                (who := edges.caller_of(self, context)).name,
-                frozenset(str(role) for role in who.roles),
-            ),
-            clock=self.clock,
-        )
+        self.admin = self._admin(intents)
         server = edges.grpc_server(self)
         console = edges.console(self)
         http = HttpServer(
@@ -246,6 +248,29 @@ class Replica:
         finally:
             await self._shut_down(server, http)
 
+    def _admin(self, intents: EtcdIntents) -> AdminService:
+        def caller(context: grpc.aio.ServicerContext) -> tuple[str, frozenset[str]]:
+            who = edges.caller_of(self, context)
+            return who.name, frozenset(str(role) for role in who.roles)
+
+        return AdminService(
+            self.views.reads(),
+            intents=intents,
+            what_if=self.views.what_if,
+            progress=self.views.progress,
+            caller=caller,
+            local=LocalChanger(
+                replica=self.me.replica,
+                local=self.local,
+                audit=self.audit,
+                what_if=self.views.local_what_if,
+                coordinated=lambda: self.views.leader().coordinated,
+                caller=caller,
+                clock=self.clock,
+            ),
+            clock=self.clock,
+        )
+
     async def _work(self, feed: ConsoleFeed) -> None:
         parts = {
             "tick": self.loop.run,
@@ -256,6 +281,7 @@ class Replica:
             "ads": self.ads.run,
             "operations": self.operations.run,
             "upkeep": self.upkeep.run,
+            "local": self.local.run,
             "audit": lambda: self.audit.run(self.admin_intents),
             "decisions": self.chronicle.run,
             "presence": self.presence.run,

@@ -22,6 +22,7 @@ from controlplane.adapters.peers import PeerLinks, PeerService
 from controlplane.adapters.routing_service import RoutingService
 from controlplane.adapters.tls import expires_at_s
 from controlplane.locks.audit import AuditLog
+from controlplane.runtime.local import ServedBoard
 from controlplane.v1 import (
     admin_pb2_grpc,
     agent_pb2_grpc,
@@ -62,7 +63,10 @@ def grpc_server(replica: Replica) -> grpc.aio.Server:
         PeerService(replica.feed, replica, replica.clock), server
     )
     routing_pb2_grpc.add_RoutingServiceServicer_to_server(
-        RoutingService(replica.board, replica.subscribers, replica.clock), server
+        RoutingService(
+            ServedBoard(replica.board, replica.local), replica.subscribers, replica.clock
+        ),
+        server,
     )
     admin_pb2_grpc.add_AdminServiceServicer_to_server(replica.admin, server)
     if replica.locks is not None:

@@ -16,21 +16,26 @@ from controlplane.adapters.planstore import EtcdPlanStore
 from controlplane.adapters.wire import unix_ms
 from controlplane.clock import Clock
 from controlplane.config import WeirConfig
+from controlplane.decision import rules
 from controlplane.decision.explain import explain
 from controlplane.decision.goal import goal
+from controlplane.decision.local import single_writer_moves
+from controlplane.decision.rules import Judged, refusals
 from controlplane.decision.state import State
 from controlplane.decision.votes import votes
 from controlplane.decision.whatif import whatif
 from controlplane.model.errors import UnavailableError, WeirError
-from controlplane.model.evidence import Subscriber
+from controlplane.model.evidence import Evidence, Subscriber
 from controlplane.model.ids import ChannelName, Epoch, RegionName, ReplicaId
 from controlplane.model.intents import Intents
+from controlplane.model.load import load_bp, utilisation_bp
 from controlplane.model.plan import RuleStep
 from controlplane.model.topology import Topology
 from controlplane.runtime.board import PlanBoard
 from controlplane.runtime.book import DigestBook, converged_epoch, live_subscribers
 from controlplane.runtime.journal import Journal
 from controlplane.runtime.leadership import Elector
+from controlplane.runtime.local import LocalOverrides
 from controlplane.runtime.progress import progress
 from controlplane.runtime.tick import DecisionLoop
 from controlplane.v1 import admin_pb2
@@ -67,6 +72,7 @@ class Views:
     elector: Elector
     journal: Journal[Any, Any]
     intents: Callable[[], Intents]
+    local: LocalOverrides
     drills: Callable[[], Mapping[str, float]]
     """End of each region's last completed drill, Unix s."""
     shown: dict[str, tuple[int, State]] = field(default_factory=dict)
@@ -80,6 +86,7 @@ class Views:
             region=self.me.region,
             topology=self.topology,
             plan=lambda: self.board.plan,
+            served=lambda: self.local.served,
             entries=lambda: self.book.entries(self.clock.monotonic_ms()),
             subscribers=self.live,
             leader=self.leader,
@@ -163,12 +170,7 @@ class Views:
         state, evidence = await self.state(), self.loop.evidence
         if evidence is None:
             raise UnavailableError("this replica has just started; ask again in a second", 1000)
-        now_ms = self.clock.wall_ms()
-        drilled = {
-            RegionName(name): max(0, now_ms - round(ended_s * 1000))
-            for name, ended_s in self.drills().items()
-        }
-        result = whatif(self.topology(), state, evidence, intents, drilled)
+        result = whatif(self.topology(), state, evidence, intents, self._drill_age_ms())
         return EffectView(
             routes=result.plan.routes,
             regions=tuple(
@@ -179,6 +181,50 @@ class Views:
                 Refusal(rule=r.rule, message=r.message, remedy=r.remedy) for r in result.refusals
             ),
         )
+
+    def local_what_if(self, intents: Intents) -> EffectView:
+        """Work out what intents would lead to at this replica alone."""
+        topology = self.topology()
+        before, after = self.local.would_be(intents)
+        found = refusals(
+            Judged(
+                topology=topology,
+                state=State.initial(topology),
+                evidence=self.loop.evidence or Evidence(regions=()),
+                intents=intents,
+                before=before,
+                after=after,
+                drill_age_ms=self._drill_age_ms(),
+            )
+        )
+        found += [
+            rules.Refusal(
+                rule="single_writer",
+                message=f"{name} has a single writer: only a committed plan can fence the other",
+                remedy="Bring etcd's quorum back.",
+            )
+            for name in single_writer_moves(topology, before, after)
+        ]
+        return EffectView(
+            routes=after.routes,
+            regions=tuple(
+                (
+                    str(region.name),
+                    load_bp(topology, before, region.name),
+                    load_bp(topology, after, region.name),
+                    utilisation_bp(topology, after, region.name),
+                )
+                for region in topology.regions
+            ),
+            refusals=tuple(Refusal(rule=r.rule, message=r.message, remedy=r.remedy) for r in found),
+        )
+
+    def _drill_age_ms(self) -> dict[RegionName, int]:
+        now_ms = self.clock.wall_ms()
+        return {
+            RegionName(name): max(0, now_ms - round(ended_s * 1000))
+            for name, ended_s in self.drills().items()
+        }
 
     def progress(self, operation: admin_pb2.Operation) -> admin_pb2.Operation:
         """Bring an operation up to date with the plan in force."""
@@ -205,6 +251,13 @@ class Views:
         """Say in plain words what an operator should look at."""
         alarms = []
         leader = self.leader()
+        held = self.local.held
+        if held is not None:
+            left_s = max(0, held.until_ms - self.clock.monotonic_ms()) // 1000
+            alarms.append(
+                f"local override at {self.me.replica}, without a quorum: {held.reason} (by "
+                f"{held.by}, {left_s} s left); only its own data planes follow it"
+            )
         if not leader.coordinated:
             alarms.append(
                 "etcd does not answer with a quorum: the last known good plan stays in force"

@@ -17,9 +17,10 @@ from typing import Any, Final
 import grpc
 import structlog
 
+from controlplane.adapters.admin_local import LocalChanger
 from controlplane.adapters.admin_ports import Caller, IntentStore, WhatIf
+from controlplane.adapters.admin_rules import describe, obey
 from controlplane.adapters.admin_transitions import Change
-from controlplane.adapters.wire import encode_route, timestamp
 from controlplane.clock import Clock
 from controlplane.model.errors import (
     AmbiguousError,
@@ -58,12 +59,14 @@ class Changer:
         what_if: WhatIf,
         progress: Callable[[pb.Operation], pb.Operation],
         caller: Caller,
+        local: LocalChanger,
         clock: Clock,
     ) -> None:
         self._intents = intents
         self._what_if = what_if
         self._progress = progress
         self._caller = caller
+        self._local = local
         self._clock = clock
 
     async def make(
@@ -72,6 +75,19 @@ class Changer:
         """Make the change that `work_out` finds for the intents that hold, and answer with it."""
         mutation: pb.Mutation = request.mutation
         self._check(mutation)
+        if mutation.local:
+            return await self._local.make(request, context, work_out)
+        try:
+            return await self._make(request, context, work_out)
+        except UnavailableError as error:
+            if self._local.coordinated:
+                raise
+            raise UnavailableError(self._local.refusal(), error.retry_after_ms) from error
+
+    async def _make(
+        self, request: Any, context: grpc.aio.ServicerContext, work_out: Callable[[Intents], Change]
+    ) -> pb.Operation:
+        mutation: pb.Mutation = request.mutation
         fingerprint = request.SerializeToString(deterministic=True)
         for _ in range(RACES_MAX):
             try:
@@ -108,8 +124,17 @@ class Changer:
             raise RefusedError("etag", "it changed since you read it; read again and retry")
         change = work_out(now)
         by, roles = self._caller(context)
-        operation = await self._describe(change, now, mutation, by, etag)
-        self._obey_rules(operation, mutation, roles)
+        operation = describe(
+            change,
+            now,
+            mutation,
+            await self._what_if(change.after),
+            by=by,
+            etag=etag,
+            wall_ms=self._clock.wall_ms(),
+            ttl_s=self._ttl(change, mutation),
+        )
+        obey(operation, mutation, roles)
         if mutation.validate_only:
             return operation
         unmoved, moved = self._intents.next_generation(seen, operation.id)
@@ -150,68 +175,6 @@ class Changer:
             )
         if not 0 <= mutation.ttl_s <= TTL_MAX_S:
             raise InvalidInputError("mutation.ttl_s", f"must be 0 to {TTL_MAX_S}")
-
-    async def _describe(
-        self, change: Change, now: Intents, mutation: pb.Mutation, by: str, etag: str
-    ) -> pb.Operation:
-        view = await self._what_if(change.after)
-        wall_ms = self._clock.wall_ms()
-        unchanged = not change.puts and not change.deletes
-        operation = pb.Operation(
-            id=f"op-{uuid.uuid4()}",
-            kind=change.kind,
-            target=change.target,
-            stage="completed" if unchanged else "accepted",
-            done=unchanged,
-            by=by,
-            reason=mutation.reason,
-            created_at=timestamp(wall_ms),
-            etag=etag,
-            validate_only=mutation.validate_only,
-            hold_s=change.hold_s,
-            commit_ms=-1,
-            converge_ms=-1,
-            message="already so; nothing changed" if unchanged else "",
-            effect=pb.Effect(
-                routes=[encode_route(route) for route in view.routes],
-                regions=[
-                    pb.RegionEffect(
-                        region=name,
-                        load_before_bp=before,
-                        load_after_bp=after,
-                        utilisation_after_bp=used,
-                    )
-                    for name, before, after, used in view.regions
-                ],
-                refusals=[
-                    pb.RuleRefusal(rule=r.rule, message=r.message, remedy=r.remedy)
-                    for r in view.refusals
-                ],
-                unchanged=unchanged or change.after == now,
-            ),
-        )
-        ttl_s = self._ttl(change, mutation)
-        if change.puts and ttl_s:
-            operation.expires_at.CopyFrom(timestamp(wall_ms + ttl_s * 1000))
-        return operation
-
-    def _obey_rules(
-        self, operation: pb.Operation, mutation: pb.Mutation, roles: frozenset[str]
-    ) -> None:
-        """Refuse what a safety rule forbids, unless it is overridden by somebody who may."""
-        if operation.effect.unchanged:
-            return
-        if mutation.override_rules and "breakglass" not in roles:
-            raise RefusedError("breakglass", "overriding a safety rule needs the role breakglass")
-        standing = [r for r in operation.effect.refusals if r.rule not in mutation.override_rules]
-        if standing and not mutation.validate_only:
-            first = standing[0]
-            remedy = f" {first.remedy}" if first.remedy else ""
-            raise RefusedError(
-                first.rule,
-                f"{first.message}.{remedy} To override: --override-rule {first.rule}"
-                " (role breakglass); the change then expires",
-            )
 
     @staticmethod
     def _ttl(change: Change, mutation: pb.Mutation) -> int:

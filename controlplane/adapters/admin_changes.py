@@ -13,6 +13,7 @@ import grpc
 
 from controlplane.adapters import admin_transitions as transitions
 from controlplane.adapters.admin_change import Changer
+from controlplane.adapters.admin_local import LocalChanger
 from controlplane.adapters.admin_ports import Caller, IntentStore, WhatIf
 from controlplane.adapters.admin_service import AdminReads, Reads
 from controlplane.adapters.admin_transitions import Change
@@ -42,6 +43,7 @@ class AdminService(AdminReads):
         what_if: WhatIf,
         progress: Callable[[pb.Operation], pb.Operation],
         caller: Caller,
+        local: LocalChanger,
         clock: Clock,
     ) -> None:
         super().__init__(reads)
@@ -49,7 +51,12 @@ class AdminService(AdminReads):
         self._progress = progress
         self._clock = clock
         self._changer = Changer(
-            intents=intents, what_if=what_if, progress=progress, caller=caller, clock=clock
+            intents=intents,
+            what_if=what_if,
+            progress=progress,
+            caller=caller,
+            local=local,
+            clock=clock,
         )
 
     # --- the methods --------------------------------------------------------------------------

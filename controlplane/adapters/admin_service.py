@@ -83,6 +83,8 @@ class Reads:
     region: str
     topology: Callable[[], Topology]
     plan: Callable[[], Plan | None]
+    served: Callable[[], Plan | None]
+    """What subscribers follow: the plan, or a local override of it."""
     entries: Callable[[], Sequence[tuple[Digest, int]]]
     subscribers: Callable[[], Sequence[Subscriber]]
     leader: Callable[[], LeaderView]
@@ -153,7 +155,7 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
             answer.plan_epoch = plan.epoch
             answer.committed_at.CopyFrom(timestamp(plan.committed_at_ms))
             answer.frozen, answer.panic = plan.frozen, plan.panic
-            answer.plan.CopyFrom(encode_plan(plan))
+            answer.plan.CopyFrom(encode_plan(reads.served() or plan))
         return answer
 
     def _replicas(self, leader: LeaderView) -> list[admin_pb2.ReplicaState]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from controlplane.model.errors import RefusedError
 from controlplane.model.ids import ChannelName, RegionName
 from controlplane.model.intents import Drain, Freeze, Intents, Override
 
@@ -28,6 +29,11 @@ def drain(now: Intents, region: RegionName, kind: str, *, hold_s: int = 0) -> Ch
     """Take a region out: gradually (drain), at once (failover), or as an exercise (drill)."""
     held = next((d for d in now.drains if d.region == region), None)
     immediate, drill = kind != "drain", kind == "drill"
+    if drill and held is not None and not held.drill:
+        raise RefusedError(
+            "drill",
+            f"{region} is out already ({held.reason or 'drained'}): the drill would end that",
+        )
     if held is not None and held.immediate >= immediate and not drill:
         return Change(kind=kind, target=region, after=now)
     drain = Drain(region=region, reason="", immediate=immediate, drill=drill)

@@ -218,6 +218,8 @@ class EtcdPlanStore:
         """Write plan, state, events and changed failovers; see `controlplane.ports.PlanStore`."""
         wall_ms = self._clock.wall_ms()
         plan = replace(plan, term=leadership.term, committed_at_ms=wall_ms)
+        if plan.local is not None:
+            raise Alarm(f"plan {plan.epoch} carries a local override, which is never committed")
         if violations := audit.check(plan, None):
             raise Alarm(f"plan {plan.epoch} breaks invariants: {'; '.join(map(str, violations))}")
         async with self._one_write:

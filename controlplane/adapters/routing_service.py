@@ -31,6 +31,11 @@ class Board(Protocol):
         """The plan, None before the first."""
         ...
 
+    @property
+    def served(self) -> Plan | None:
+        """What subscribers follow, with the time left of a local override."""
+        ...
+
     def watch(self, after_epoch: int = 0) -> AsyncIterator[Plan]:
         """Yield newer plans for ever."""
         ...
@@ -68,7 +73,7 @@ class RoutingService(routing_pb2_grpc.RoutingServiceServicer):
     async def GetPlan(  # noqa: N802
         self, request: routing_pb2.GetPlanRequest, context: grpc.aio.ServicerContext
     ) -> common_pb2.Plan:
-        """Return the plan in force."""
+        """Return the committed plan: whoever asks once would not learn of an override's end."""
         del request, context
         plan = self._board.plan
         if plan is None:
@@ -91,9 +96,16 @@ class RoutingService(routing_pb2_grpc.RoutingServiceServicer):
         self._registry.open(kind, request.subscriber, request.region, self._clock.monotonic_ms())
         try:
             async for plan in self._board.watch(request.after_epoch):
-                yield encode_plan(plan)
+                yield encode_plan(self._now(plan))
         finally:
             self._registry.close(request.subscriber)
+
+    def _now(self, plan: Plan) -> Plan:
+        """Return an override with the time it has left now."""
+        served = self._board.served
+        if plan.local is None or served is None or served.local is None:
+            return plan
+        return served if served.epoch == plan.epoch else plan
 
     @typed_errors
     async def AckPlan(  # noqa: N802

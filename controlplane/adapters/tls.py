@@ -22,6 +22,10 @@ from controlplane.model.errors import InvalidInputError
 
 log = structlog.get_logger(__name__)
 
+_KEPT: list[Any] = []
+"""Server credentials of this process. gRPC's core holds a bare pointer to them and asks for the
+certificate at every handshake, also at one that ends after its server: they are never freed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
@@ -79,9 +83,11 @@ def server_credentials(
         on_reload(True)
         return fresh
 
-    return grpc.dynamic_ssl_server_credentials(
+    credentials = grpc.dynamic_ssl_server_credentials(
         configuration(files.read()), fetch, require_client_authentication=True
     )
+    _KEPT.append(credentials)
+    return credentials
 
 
 def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:

@@ -38,6 +38,7 @@ from controlplane.model.plan import (
     BreakerStatus,
     Event,
     FailoverRecord,
+    LocalOverride,
     Phase,
     Plan,
     RegionStatus,
@@ -47,6 +48,8 @@ from controlplane.model.plan import (
 )
 from controlplane.v1 import admin_pb2, common_pb2
 
+LOCAL_MAX_MS: Final = 1_800_000
+"""Longest that a local override may hold."""
 NAMES_MAX: Final = 10_000
 """Most routes, regions or cells in one message: far above any topology, far below harm."""
 _NUMBER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
@@ -88,6 +91,33 @@ def encode_plan(plan: Plan) -> common_pb2.Plan:
         breakers=[encode_breaker(breaker, shift) for breaker in plan.breakers],
         frozen=plan.frozen,
         panic=plan.panic,
+        local=None if plan.local is None else _encode_local(plan.local),
+    )
+
+
+def _encode_local(local: LocalOverride) -> common_pb2.LocalOverride:
+    return common_pb2.LocalOverride(
+        revision=local.revision,
+        replica=local.replica,
+        by=local.by,
+        reason=local.reason,
+        expires_at=timestamp(local.expires_at_ms),
+        left_ms=local.left_ms,
+    )
+
+
+def _decode_local(message: common_pb2.LocalOverride) -> LocalOverride:
+    if message.revision < 1:
+        raise InvalidInputError("local.revision", f"{message.revision} is below 1")
+    if not 0 <= message.left_ms <= LOCAL_MAX_MS:
+        raise InvalidInputError("local.left_ms", f"{message.left_ms} is not 0 to {LOCAL_MAX_MS}")
+    return LocalOverride(
+        revision=message.revision,
+        replica=message.replica,
+        by=message.by,
+        reason=message.reason,
+        expires_at_ms=unix_ms(message.expires_at),
+        left_ms=message.left_ms,
     )
 
 
@@ -140,6 +170,7 @@ def decode_plan(message: common_pb2.Plan) -> Plan:
         ),
         frozen=message.frozen,
         panic=message.panic,
+        local=_decode_local(message.local) if message.HasField("local") else None,
     )
     require_rising("routes", [route.channel for route in plan.routes])
     require_rising("regions", [region.name for region in plan.regions])

@@ -6,8 +6,9 @@ the nonce, the only field that does, is appended to the bytes (a protobuf messag
 concatenation of its fields).
 
 Versions. Endpoints carry `<epoch>.<config>`, where config is a digest of the `DataPlane`; the other
-types change with the configuration only and carry a digest of their content. A type whose version a
-stream already has is not sent again.
+types change with the configuration only and carry a digest of their content. A local override of
+an epoch carries `.local<revision>` besides, so that it is sent, and so is the return from it. A
+type whose version a stream already has is not sent again.
 
 Shapes. Envoy and proxyless gRPC read the same plan in different resources. Each has an *open* set
 of endpoints, and a *closed* one for every staleness bound of a channel that fails closed: in it,
@@ -196,6 +197,8 @@ def _endpoints(
         if bound_ms:
             empty[name] = bound_ms, shape.assignment(route, dataplane, closed=True)
     version = f"{plan.epoch}.{config}"
+    if plan.local is not None:
+        version += f".local{plan.local.revision}"
     closed = {
         passed_ms: TypeSet.of(
             EDS,

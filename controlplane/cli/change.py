@@ -30,6 +30,17 @@ from controlplane.v1 import common_pb2
 
 WAIT_DEFAULT = "2m"
 CALL_S = 5.0
+OPTIONS = {
+    "mutation.reason": "--reason",
+    "mutation.request_id": "--request-id",
+    "mutation.ttl_s": "--for",
+    "from_region": "--from",
+    "weights": "--weights",
+    "weights.region": "--weights",
+    "weights.weight_bp": "--weights",
+    "hold_s": "--hold",
+}
+"""Fields of the API and the options that give them."""
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the audit. Required.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would happen.")]
@@ -42,6 +53,14 @@ RequestId = Annotated[
 For = Annotated[str, typer.Option("--for", help="How long it holds, e.g. 30m.")]
 Rules = Annotated[
     list[str] | None, typer.Option("--override-rule", help="Safety rule to override (breakglass).")
+]
+
+Local = Annotated[
+    bool,
+    typer.Option(
+        "--local",
+        help="Only what the data planes of the replica that answers follow, without a quorum.",
+    ),
 ]
 
 
@@ -57,6 +76,7 @@ class Common:
     request_id: str
     hold: str
     rules: list[str] | None
+    local: bool
 
     def mutation(self, *, validate_only: bool) -> pb.Mutation:
         """Build what travels with the change."""
@@ -66,6 +86,7 @@ class Common:
             validate_only=validate_only,
             override_rules=self.rules or [],
             ttl_s=parse_s(self.hold, "--for") if self.hold else 0,
+            local=self.local,
         )
 
 
@@ -80,9 +101,10 @@ def drain(
     request_id: RequestId = "",
     hold: For = "",
     override_rule: Rules = None,
+    local: Local = False,
 ) -> None:
     """Take a region out of service gradually."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, override_rule)
+    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, override_rule, local)
     _run(ctx, common, "DrainRegion", lambda m: pb.DrainRegionRequest(region=region, mutation=m))
 
 
@@ -96,9 +118,10 @@ def undrain(
     timeout: Timeout = WAIT_DEFAULT,
     request_id: RequestId = "",
     override_rule: Rules = None,
+    local: Local = False,
 ) -> None:
     """End a drain; the region returns by ramp."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, "", override_rule)
+    common = _common(reason, dry_run, yes, wait, timeout, request_id, "", override_rule, local)
     _run(ctx, common, "UndrainRegion", lambda m: pb.UndrainRegionRequest(region=region, mutation=m))
 
 
@@ -113,9 +136,10 @@ def failover(
     request_id: RequestId = "",
     hold: For = "",
     override_rule: Rules = None,
+    local: Local = False,
 ) -> None:
     """Move all traffic off a region at once."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, override_rule)
+    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, override_rule, local)
     _run(
         ctx,
         common,
@@ -184,9 +208,10 @@ def override(
     timeout: Timeout = WAIT_DEFAULT,
     request_id: RequestId = "",
     override_rule: Rules = None,
+    local: Local = False,
 ) -> None:
     """Fix one channel's weights until the override expires, or end it."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, override_rule)
+    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, override_rule, local)
     if clear == bool(weights):
         raise InvalidInputError("--weights", "give either --weights … --for 30m, or --clear")
     if clear:
@@ -238,6 +263,7 @@ def _common(
     request_id: str,
     hold: str,
     rules: list[str] | None,
+    local: bool = False,
 ) -> Common:
     if not reason.strip():
         raise InvalidInputError("--reason", "is required: say why, it is kept in the audit")
@@ -251,6 +277,7 @@ def _common(
         request_id=request_id or str(uuid.uuid4()),
         hold=hold,
         rules=rules,
+        local=local,
     )
 
 
@@ -269,9 +296,7 @@ def _run(
 ) -> None:
     client: Client = ctx.obj.client()
     fmt: Format = ctx.obj.format
-    preview = client.call(
-        rpc.AdminServiceStub, method, request(common.mutation(validate_only=True)), CALL_S
-    )
+    preview = _send(client, method, request(common.mutation(validate_only=True)))
     blocked = [r for r in preview.effect.refusals if r.rule not in (common.rules or [])]
     if common.dry_run:
         _show(preview, fmt)
@@ -283,9 +308,7 @@ def _run(
     asking = not common.yes and sys.stdin.isatty() and not preview.effect.unchanged
     if asking and not blocked and not typer.confirm("Do it?"):
         raise typer.Exit(FAILED)
-    operation = client.call(
-        rpc.AdminServiceStub, method, request(common.mutation(validate_only=False)), CALL_S
-    )
+    operation = _send(client, method, request(common.mutation(validate_only=False)))
     if common.wait and not operation.done:
         operation = _wait(client, operation, parse_ms(common.timeout, "--timeout"), fmt)
     _show(operation, fmt, effect=False)
@@ -293,6 +316,18 @@ def _run(
         raise typer.Exit(DEADLINE)
     if operation.stage == "failed":
         raise typer.Exit(FAILED)
+
+
+def _send(client: Client, method: str, request: Any) -> Any:
+    """Call a change; a field that is refused is named as the option it was given by."""
+    try:
+        return client.call(rpc.AdminServiceStub, method, request, CALL_S)
+    except CallError as error:
+        field, colon, rest = str(error).partition(": ")
+        option = OPTIONS.get(field)
+        if not colon or option is None:
+            raise
+        raise CallError(f"{option}: {rest}", error.exit_code) from error
 
 
 def _wait(client: Client, operation: Any, timeout_ms: int, fmt: Format) -> Any:
@@ -320,14 +355,17 @@ def _show(operation: Any, fmt: Format, *, effect: bool = True) -> None:
         return
     if effect:
         _show_effect(operation)
-    head = "would be" if operation.validate_only else operation.stage
     target = f" {operation.target}" if operation.target else ""
+    if operation.validate_only:
+        seen = "already so" if operation.effect.unchanged else "dry run, nothing was changed"
+        say(f"{operation.kind}{target}: {seen}")
+        return
     took = (
         f", applied everywhere in {age(operation.converge_ms)}"
         if operation.converge_ms >= 0
         else ""
     )
-    say(f"{operation.kind}{target}: {head}{took}. {operation.message} [{operation.id}]")
+    say(f"{operation.kind}{target}: {operation.stage}{took}. {operation.message} [{operation.id}]")
 
 
 def _show_effect(operation: Any) -> None:

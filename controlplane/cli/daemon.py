@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 import uvloop
 
-from controlplane import app, config, logging
+from controlplane import config, logging
 from controlplane.clock import SystemClock
 from controlplane.model.errors import InvalidInputError
 
@@ -23,6 +23,8 @@ def controlplane(
     if config_file is None:
         raise InvalidInputError("--config", "is required: pass --config FILE or set WEIR_CONFIG")
     checked = config.load(config_file)
+    from controlplane import app  # noqa: PLC0415 - a bad file is told before all is imported
+
     logging.configure(checked.log.level, checked.log.format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(app.serve(config_file, checked, SystemClock()))

@@ -48,6 +48,8 @@ def status(options: Options) -> None:
     flags = [name for name in ("frozen", "panic") if getattr(answer, name)]
     if not answer.coordinated:
         flags.append("NO ETCD QUORUM: last known good")
+    if answer.plan.local.left_ms:
+        flags.append("LOCAL OVERRIDE")
     leader = f"{answer.leader} (term {answer.term})" if answer.leader else "none known"
     say(
         Styled(answer.cluster or "weir", "bold"),

@@ -27,6 +27,8 @@ from controlplane.model.plan import Phase, Plan, Verdict
 from controlplane.model.topology import Topology
 
 HOUR_MS: Final = 3_600_000
+ORDERED: Final = frozenset({"manual", "drill"})
+"""Kinds of a failure that is an operator's order and no evidence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,12 +91,12 @@ def _in_service(
 
 def _returns(case: Judged) -> Iterator[Refusal]:
     for name in case.intents.failback:
-        status = next((s for s in case.after.regions if s.name == name), None)
         now = case.state.memory.regions.get(name)
-        if now is not None and now.verdict is Verdict.UNHEALTHY:
+        # a region that went by order counts as unhealthy too: the order may be taken back at once
+        if now is not None and now.verdict is Verdict.UNHEALTHY and now.kind not in ORDERED:
             yield Refusal(
                 rule="target_ready",
-                message=f"{name} is unhealthy now: {status.cause if status else now.cause}",
+                message=f"{name} is unhealthy now: {now.cause}",
                 remedy="Wait until its evidence is good.",
             )
         if case.intents.closed_gates:

@@ -90,6 +90,21 @@ class BreakerStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LocalOverride:
+    """What one replica changed for its own subscribers while nothing could be committed.
+
+    `left_ms` is the time it still holds when this value is handed over; 0 ends it.
+    """
+
+    revision: int
+    replica: str
+    by: str
+    reason: str
+    expires_at_ms: int
+    left_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """An immutable routing decision: routes by channel, regions by name, breakers by (region,
     channel), all sorted."""
@@ -103,6 +118,8 @@ class Plan:
     breakers: tuple[BreakerStatus, ...] = ()
     frozen: bool = False
     panic: bool = False
+    # never in a committed plan
+    local: LocalOverride | None = None
 
     def route(self, channel: ChannelName) -> Route | None:
         """Return the route of a channel, or None."""

@@ -1,9 +1,11 @@
 """The board: the plan in force at this replica.
 
 Only plans read back from etcd (or, before that, the last good one from disk) come here. The board
-refuses to go backwards
-and refuses what the audit refuses, whoever sent it: a subscriber of this replica never sees a bad
-or an older plan.
+refuses to go backwards and refuses what the audit refuses, whoever sent it: a subscriber of this
+replica never sees a bad or an older plan.
+
+Over the committed plan a local override may lie (`runtime.local`): `served` is what subscribers
+follow, `plan` what was committed. A newer plan takes the override away.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ class PlanBoard:
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
         self._plan: Plan | None = None
+        self._over: Plan | None = None
         self._changed = asyncio.Condition()
         self._listeners: list[Callable[[Plan], None]] = []
 
@@ -35,6 +38,19 @@ class PlanBoard:
     def plan(self) -> Plan | None:
         """The plan in force, None before the first."""
         return self._plan
+
+    @property
+    def served(self) -> Plan | None:
+        """What subscribers follow: the plan in force, or what lies over it."""
+        return self._over or self._plan
+
+    async def lay(self, over: Plan) -> None:
+        """Lay a local override over the plan of the same epoch; one with no time left ends it."""
+        if self._plan is None or over.epoch != self._plan.epoch or over.local is None:
+            return
+        self._over = over
+        async with self._changed:
+            self._changed.notify_all()
 
     @property
     def epoch(self) -> Epoch:
@@ -65,7 +81,7 @@ class PlanBoard:
 
     def adopt(self, plan: Plan) -> None:
         """Put a plan into force before anybody watches (the last good one from disk)."""
-        self._plan = plan
+        self._plan, self._over = plan, None
         for listener in self._listeners:
             listener(plan)
 
@@ -79,9 +95,23 @@ class PlanBoard:
         return plan
 
     async def watch(self, after_epoch: int = 0) -> AsyncIterator[Plan]:
-        """Yield the current plan if it is above `after_epoch`, then every newest one."""
-        seen = after_epoch
+        """Yield what is served if it is above `after_epoch` or a local override, then every newest
+        plan and override."""
+        seen = (after_epoch, 0)
         while True:
-            plan = await self.wait_newer(seen)
-            seen = plan.epoch
-            yield plan
+            async with self._changed:
+                await self._changed.wait_for(lambda: _version(self.served) > seen)  # noqa: B023
+            plan, served = self._plan, self.served
+            if plan is None or served is None:  # wait_for saw a version above the first
+                raise RuntimeError("no plan after a wake-up")
+            if plan is not served and plan.epoch > seen[0]:
+                yield plan  # an override lies over a plan that its subscriber must have first
+            seen = _version(served)
+            yield served
+
+
+def _version(plan: Plan | None) -> tuple[int, int]:
+    """Return epoch and revision of the local override: what subscribers compare."""
+    if plan is None:
+        return (0, 0)
+    return (plan.epoch, plan.local.revision if plan.local else 0)

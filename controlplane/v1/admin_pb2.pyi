@@ -912,6 +912,7 @@ class Mutation(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     OVERRIDE_RULES_FIELD_NUMBER: _builtins.int
     TTL_S_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """UUID drawn by the caller. A repeat within 24 h, at any replica, returns the first answer and changes nothing."""
     reason: _builtins.str
@@ -922,6 +923,10 @@ class Mutation(_message.Message):
     """The etag of the state this change was decided on; refused when that has changed. Empty: any."""
     ttl_s: _builtins.int
     """How long it holds, in seconds; 0 for the method's default, at most 604800 (a week)."""
+    local: _builtins.bool
+    """Change only what the data planes of the replica that answers follow, while etcd has no quorum: drains, failovers
+    and overrides, for at most 1800 s. Refused while etcd answers.
+    """
     @_builtins.property
     def override_rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Name of a safety rule to override, as a refusal names it. Needs the role breakglass; the change then expires."""
@@ -935,10 +940,11 @@ class Mutation(_message.Message):
         etag: _builtins.str = ...,
         override_rules: _abc.Iterable[_builtins.str] | None = ...,
         ttl_s: _builtins.int = ...,
+        local: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "override_rules", b"override_rules", "reason", b"reason", "request_id", b"request_id", "ttl_s", b"ttl_s", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "local", b"local", "override_rules", b"override_rules", "reason", b"reason", "request_id", b"request_id", "ttl_s", b"ttl_s", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1072,6 +1078,7 @@ class Operation(_message.Message):
     CONVERGE_MS_FIELD_NUMBER: _builtins.int
     HOLD_S_FIELD_NUMBER: _builtins.int
     HELD_SINCE_MS_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Name, e.g. "op-5f0c..."."""
     kind: _builtins.str
@@ -1102,6 +1109,8 @@ class Operation(_message.Message):
     """Drills: how long the region stays out once everything has converged, in seconds."""
     held_since_ms: _builtins.int
     """Drills: when the hold began, Unix time in ms; 0 before."""
+    local: _builtins.bool
+    """True when it holds at one replica only, made without a quorum; its progress is not followed."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
@@ -1135,10 +1144,11 @@ class Operation(_message.Message):
         converge_ms: _builtins.int = ...,
         hold_s: _builtins.int = ...,
         held_since_ms: _builtins.int = ...,
+        local: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "effect", b"effect", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "commit_ms", b"commit_ms", "converge_ms", b"converge_ms", "created_at", b"created_at", "done", b"done", "effect", b"effect", "epoch", b"epoch", "etag", b"etag", "expires_at", b"expires_at", "held_since_ms", b"held_since_ms", "hold_s", b"hold_s", "id", b"id", "kind", b"kind", "message", b"message", "reason", b"reason", "stage", b"stage", "target", b"target", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "commit_ms", b"commit_ms", "converge_ms", b"converge_ms", "created_at", b"created_at", "done", b"done", "effect", b"effect", "epoch", b"epoch", "etag", b"etag", "expires_at", b"expires_at", "held_since_ms", b"held_since_ms", "hold_s", b"hold_s", "id", b"id", "kind", b"kind", "local", b"local", "message", b"message", "reason", b"reason", "stage", b"stage", "target", b"target", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -96,7 +96,9 @@ Global___OutcomeCounters: _TypeAlias = OutcomeCounters  # noqa: Y015
 
 @_typing.final
 class Plan(_message.Message):
-    """The immutable routing decision. A subscriber applies a plan whose epoch is above its own and no other."""
+    """The immutable routing decision. A subscriber applies a plan whose epoch is above its own and no other, except for a
+    local override of the plan it has (see LocalOverride), which a subscriber that does not know it leaves alone.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -108,6 +110,7 @@ class Plan(_message.Message):
     BREAKERS_FIELD_NUMBER: _builtins.int
     FROZEN_FIELD_NUMBER: _builtins.int
     PANIC_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Number of this plan: strictly increasing, never reused, also across a restore of etcd. At least 1."""
     term: _builtins.int
@@ -132,6 +135,12 @@ class Plan(_message.Message):
     def breakers(self) -> _containers.RepeatedCompositeFieldContainer[Global___BreakerState]:
         """One entry per cell (region x channel), sorted by region, then channel."""
 
+    @_builtins.property
+    def local(self) -> Global___LocalOverride:
+        """Set while the replica that serves this plan has changed its weights for its own subscribers, without a quorum.
+        Epoch, term and committed_at stay those of the committed plan underneath.
+        """
+
     def __init__(
         self,
         *,
@@ -143,14 +152,62 @@ class Plan(_message.Message):
         breakers: _abc.Iterable[Global___BreakerState] | None = ...,
         frozen: _builtins.bool = ...,
         panic: _builtins.bool = ...,
+        local: Global___LocalOverride | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["committed_at", b"committed_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["committed_at", b"committed_at", "local", b"local"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["breakers", b"breakers", "committed_at", b"committed_at", "epoch", b"epoch", "frozen", b"frozen", "panic", b"panic", "regions", b"regions", "routes", b"routes", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breakers", b"breakers", "committed_at", b"committed_at", "epoch", b"epoch", "frozen", b"frozen", "local", b"local", "panic", b"panic", "regions", b"regions", "routes", b"routes", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Plan: _TypeAlias = Plan  # noqa: Y015
+
+@_typing.final
+class LocalOverride(_message.Message):
+    """What an operator changed at one replica while nothing could be committed. It holds for the subscribers of that
+    replica, above the plan of the same epoch, until it expires, until a plan with a higher epoch comes, or until a
+    replica confirms with a quorum that the plan underneath is in force.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    LEFT_MS_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Rises with every change at this replica: of two overrides of one epoch the higher revision holds."""
+    replica: _builtins.str
+    """The replica."""
+    by: _builtins.str
+    """Who asked, most recent last, comma-separated."""
+    reason: _builtins.str
+    """What was asked and why, in plain words."""
+    left_ms: _builtins.int
+    """Time left when this message was sent, in ms, at most 1800000; 0 ends it: these are the committed weights again."""
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ends by itself (the replica's wall clock; for people, never compared)."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        replica: _builtins.str = ...,
+        by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        left_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "expires_at", b"expires_at", "left_ms", b"left_ms", "reason", b"reason", "replica", b"replica", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocalOverride: _TypeAlias = LocalOverride  # noqa: Y015
 
 @_typing.final
 class Route(_message.Message):

@@ -284,3 +284,67 @@ async def test_flush_at_the_end(tmp_path: Path) -> None:
     applier._unsaved.set()
     await applier.flush()
     assert PlanFile(tmp_path).load().plan == plan(3)
+
+
+def over(epoch: int, revision: int, left_ms: int, east: int = 0) -> object:
+    """A local override of a plan as a replica sends it."""
+    message = plan(epoch, east)
+    message.local.revision, message.local.left_ms = revision, left_ms
+    message.local.replica = "east-0"
+    return message
+
+
+class Weights(Recorder):
+    """A sink that notes the weight of the first region."""
+
+    async def take(self, plan: Plan, *, confirmed: bool) -> None:
+        """Note the weight."""
+        self.taken.append((plan.routes[0].weights[0][1], confirmed))
+
+
+async def test_a_local_override_holds_above_its_epoch_and_never_on_disk(tmp_path: Path) -> None:
+    """It reaches the sinks under the same epoch; an older revision, another epoch or a bad one does not."""
+    sink = Weights()
+    async with running(Applier(PlanFile(tmp_path), SystemClock(), [sink])) as applier:
+        await applier.offer(over(7, 1, 60_000))  # without the plan underneath: nothing
+        assert sink.taken == []
+        await applier.offer(plan(7, 5000))
+        verdict = await applier.offer(over(7, 5, 60_000, 1000))
+        assert (verdict.epoch, verdict.error) == (7, "")
+        for refused in (over(7, 4, 60_000, 2000), over(6, 9, 60_000), over(8, 9, 60_000)):
+            await applier.offer(refused)
+        assert (await applier.offer(over(7, 9, 10**9, 3000))).error
+        assert [weight for weight, _ in sink.taken] == [5000, 1000]
+        await applier.flush()
+        saved = PlanFile(tmp_path).load().plan
+        assert saved is not None
+        assert saved == plan(7, 5000)
+
+
+class Advancing(SystemClock):
+    """The machine's clock, put forward by hand."""
+
+    ahead_ms = 0
+
+    def monotonic_ms(self) -> int:
+        """Milliseconds of the machine, and what was put forward."""
+        return super().monotonic_ms() + self.ahead_ms
+
+
+@pytest.mark.parametrize("how", ["ended", "expired", "confirmed", "newer"])
+async def test_a_local_override_ends(tmp_path: Path, how: str) -> None:
+    """Its end, its time, a quorum's confirmation or a newer plan give back the committed weights."""
+    sink, clock = Weights(), Advancing()
+    async with running(Applier(PlanFile(tmp_path), clock, [sink])) as applier:
+        await applier.offer(plan(7, 5000))
+        await applier.offer(over(7, 5, 1_800_000, 1000))
+        assert sink.taken[-1][0] == 1000
+        if how == "ended":
+            await applier.offer(over(7, 6, 0, 5000))
+        elif how == "confirmed":
+            applier.confirm(7)
+        elif how == "newer":
+            await applier.offer(plan(8, 5000))
+        else:
+            clock.ahead_ms = 1_800_000
+        await eventually(lambda: sink.taken[-1][0] == 5000, "the committed weights")

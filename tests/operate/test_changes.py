@@ -130,7 +130,7 @@ async def test_an_override_must_expire_sum_up_and_stay_in_its_channel(lab: Lab) 
         plan = (await stub.GetStatus(pb.GetStatusRequest())).plan
         assert weight(plan, "unionpay", "north") == 6_000
         # it ends by itself
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             while (
                 weight((await stub.GetStatus(pb.GetStatusRequest())).plan, "unionpay", "north")
                 == 6_000
@@ -146,7 +146,7 @@ async def test_one_request_id_has_one_effect_at_three_replicas_and_two_leaders(l
     async def ask(stub) -> pb.Operation:
         return await stub.DrainRegion(
             pb.DrainRegionRequest(region="south", mutation=mutation(request_id=request_id)),
-            timeout=30,
+            timeout=90,
         )
 
     async with lab.admin("east") as a, lab.admin("north") as b, lab.admin("south") as c:
@@ -195,7 +195,7 @@ async def test_two_operators_cannot_drain_the_last_regions_together(lab: Lab) ->
         answers = await asyncio.gather(
             *(
                 stub.DrainRegion(
-                    pb.DrainRegionRequest(region=name, mutation=mutation()), timeout=30
+                    pb.DrainRegionRequest(region=name, mutation=mutation()), timeout=90
                 )
                 for stub, name in zip((a, b, c), REGIONS, strict=True)
             ),
@@ -249,6 +249,23 @@ async def test_a_cancelled_drain_is_undone(lab: Lab) -> None:
             pb.CancelOperationRequest(id=drain.id, mutation=mutation())
         )
         assert undo.kind == "undrain"
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             while any(r.drained for r in (await stub.ListRegions(pb.ListRegionsRequest())).regions):
                 await asyncio.sleep(0.05)
+
+
+async def test_an_order_can_be_taken_back_at_once_and_a_drill_does_not_end_one(lab: Lab) -> None:
+    """A failover by order is undone by a failback without waiting, and a drill of a region that is out is
+    refused: it would bring it back."""
+    async with lab.admin() as stub:
+        asked = await stub.StartFailover(
+            pb.StartFailoverRequest(from_region="south", mutation=mutation())
+        )
+        assert (await wait(stub, asked)).stage == "completed"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.StartDrill(pb.StartDrillRequest(region="south", mutation=mutation()))
+        assert "south is out already" in str(refused.value.details())
+        back = await stub.StartFailback(
+            pb.StartFailbackRequest(region="south", mutation=mutation())
+        )
+        assert not back.effect.refusals

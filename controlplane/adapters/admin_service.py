@@ -154,6 +154,9 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
             answer.committed_at.CopyFrom(timestamp(plan.committed_at_ms))
             answer.frozen, answer.panic = plan.frozen, plan.panic
             answer.plan.CopyFrom(encode_plan(plan))
+            topology = reads.topology()
+            for region in topology.regions:
+                answer.load_bp[region.name] = load_bp(topology, plan, region.name)
         return answer
 
     def _replicas(self, leader: LeaderView) -> list[admin_pb2.ReplicaState]:

@@ -44,7 +44,6 @@ def take(dev: DevRun, browser: Browser, folder: Path) -> None:
         shoot(dark, folder, "action")
         dark.keyboard.press("Escape")
         dev.chaos("kill-region", region="east")
-        dark.locator("#failover-panel[data-tone=warn]").wait_for(timeout=PATIENCE_MS)
         dark.locator("[data-kind=region_failed]").wait_for(timeout=PATIENCE_MS)
         dark.locator("#failover-name", has_text="last: east").wait_for(timeout=PATIENCE_MS)
         dark.wait_for_timeout(CALM_MS)

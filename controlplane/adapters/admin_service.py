@@ -155,7 +155,11 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
             answer.plan_epoch = plan.epoch
             answer.committed_at.CopyFrom(timestamp(plan.committed_at_ms))
             answer.frozen, answer.panic = plan.frozen, plan.panic
-            answer.plan.CopyFrom(encode_plan(reads.served() or plan))
+            served = reads.served() or plan
+            answer.plan.CopyFrom(encode_plan(served))
+            topology = reads.topology()
+            for region in topology.regions:
+                answer.load_bp[region.name] = load_bp(topology, served, region.name)
         return answer
 
     def _replicas(self, leader: LeaderView) -> list[admin_pb2.ReplicaState]:

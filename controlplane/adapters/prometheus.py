@@ -29,10 +29,10 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.exposition import choose_encoder
 
 from controlplane.adapters import metric_catalogue as catalogue
 from controlplane.adapters.metric_catalogue import CATALOGUE, OTHER, Server
+from controlplane.adapters.metric_page import metric_page
 from controlplane.adapters.metric_view import NEVER, RENDERED, EtcdCounters, View
 from controlplane.model.evidence import Digest, RegionEvidence, Subscriber
 from controlplane.model.plan import FailoverRecord, Plan
@@ -71,8 +71,7 @@ class Meters:
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """Return what /metrics answers and its content type, by the request's Accept header."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        return metric_page(self.registry, accept)
 
     def config_reload(self, result: str) -> None:
         """Count a reload: ok, unchanged or refused."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from controlplane import __version__
@@ -26,6 +26,8 @@ from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import admin_pb2_grpc as rpc
 
 STAGES = ("suspect", "decide", "commit", "converge")
+EXPLAINED_ABOVE = ("base_share:", "region_", "drained:", "frozen:", "panic:")
+"""Reasons that the lines above the channels tell already."""
 
 
 def _ask(options: Options, method: str, request: Any) -> Any:
@@ -60,8 +62,10 @@ def status(options: Options) -> None:
         say(Styled(f"! {alarm}", "yellow"))
     if answer.HasField("failover"):
         say(_failover_line(answer.failover))
-    _regions_table(answer.plan)
-    _routes_table(answer.plan.routes)
+    _regions_table(answer.plan, answer.load_bp or _load(answer.plan))
+    say()
+    _shares_table(answer.plan.routes)
+    say()
     if answer.laggards:
         names = ", ".join(f"{s.subscriber} (at {s.applied_epoch})" for s in answer.laggards)
         say(Styled(f"not yet applied by {names}", "yellow"))
@@ -81,8 +85,7 @@ def _failover_line(failover: pb.Failover) -> Styled:
     )
 
 
-def _regions_table(plan: Any) -> None:
-    load = _load(plan)
+def _regions_table(plan: Any, load: Mapping[str, int]) -> None:
     print_table(
         ["REGION", "PHASE", "VERDICT", ">LOAD", "", "CAUSE"],
         [
@@ -90,7 +93,7 @@ def _regions_table(plan: Any) -> None:
                 region.name,
                 word("drained" if region.drained else region.phase),
                 word(region.verdict),
-                percent(load.get(region.name, 0)),
+                f"{load.get(region.name, 0) / 100:.1f}%",
                 bar(load.get(region.name, 0)),
                 region.cause,
             )
@@ -100,12 +103,26 @@ def _regions_table(plan: Any) -> None:
 
 
 def _load(plan: Any) -> dict[str, int]:
-    """Mean weight of each region over the routes, in bp."""
+    """Mean weight of each region over the routes, in bp: for a replica of an older version."""
     totals: dict[str, int] = {}
     for route in plan.routes:
         for weight in route.weights:
             totals[weight.region] = totals.get(weight.region, 0) + weight.weight_bp
     return {name: total // max(1, len(plan.routes)) for name, total in totals.items()}
+
+
+def _shares_table(routes: Sequence[Any]) -> None:
+    """One column per region, so that the eye runs down; only what the regions do not explain."""
+    names = sorted({weight.region for route in routes for weight in route.weights})
+    rows = []
+    for route in routes:
+        share = {weight.region: f"{weight.weight_bp / 100:.1f}%" for weight in route.weights}
+        special = [r for r in route.reasons if not r.startswith(EXPLAINED_ABOVE)]
+        shed = percent(route.shed_bp) if route.shed_bp else ""
+        rows.append(
+            (route.channel, *(share.get(name, "-") for name in names), shed, "; ".join(special))
+        )
+    print_table(["CHANNEL", *(f">{name}" for name in names), ">SHED", "WHY"], rows)
 
 
 def _routes_table(routes: Iterable[Any]) -> None:

@@ -64,13 +64,13 @@ async function begin() {
 
 function draw() {
   const { status, regions } = seen;
+  if (status) controlPlane(status);
   if (!status?.plan || !regions.length) return headline();
   views.regions.render(regions, status, now());
   views.channels.render(status.plan, regions.map((region) => region.name), now());
   failover();
   views.chart.render(regions, now());
   headline();
-  controlPlane(status);
   connection();
   document.title = title(regions, status);
 }

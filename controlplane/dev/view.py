@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,9 @@ from controlplane.dev.layout import Layout
 from controlplane.dev.observe import Snapshot
 
 EVENTS_SHOWN = 8
+"""Lines for them."""
+_EVENT_FRAME = 13
+"""Columns of an event's frame and time."""
 BAR_CELLS = 20
 ROLES = ("replica", "agent", "gateway", "etcd", "redis", "sentinel")
 """Order in which a region's processes are shown."""
@@ -98,7 +102,7 @@ def render(layout: Layout, snapshot: Snapshot, where: dict[str, str]) -> Rendera
         _regions(layout, snapshot),
         _channels(layout, snapshot),
         _payments(snapshot),
-        _events(snapshot),
+        _Events(snapshot.events),
         _where(where),
     )
 
@@ -109,10 +113,15 @@ def _word(text: str) -> Text:
 
 def _headline(snapshot: Snapshot) -> Text:
     plan, status = snapshot.plan or {}, snapshot.status or {}
-    line = Text.assemble(("Weir ", "bold cyan"), f"plan {plan.get('epoch', '-')}")
-    line.append(f" · term {plan.get('term', '-')} · leader {status.get('leader') or 'none'}")
-    epochs = set(snapshot.epochs.values())
-    line.append(f" · replicas serve {', '.join(map(str, sorted(epochs))) or 'nothing'}")
+    line = Text.assemble(("Weir ", "bold cyan"))
+    regions = plan.get("regions", [])
+    ill = [(r["name"], phase) for r in regions if (phase := _phase(r)) != "healthy"]
+    for name, phase in ill:
+        line.append(f"{name} {phase}", style=_STYLES.get(phase, "bold")).append(" · ")
+    if regions and not ill:
+        line.append("all healthy", style="green").append(" · ")
+    line.append(f"plan {plan.get('epoch', '-')} · term {plan.get('term', '-')}")
+    line.append(f" · leader {status.get('leader') or 'none'} · ").append_text(_served(snapshot))
     for flag in ("frozen", "panic"):
         if plan.get(flag):
             line.append(f" · {flag}", style="bold red")
@@ -121,39 +130,57 @@ def _headline(snapshot: Snapshot) -> Text:
     return line
 
 
+def _served(snapshot: Snapshot) -> Text:
+    """Say how many replicas serve the plan, and which plans when they differ."""
+    epochs = sorted(set(snapshot.epochs.values()))
+    if not epochs:
+        return Text("served by nobody", style="bold red")
+    if len(epochs) > 1:
+        return Text(f"replicas serve {', '.join(map(str, epochs))}", style="yellow")
+    count = len(snapshot.epochs)
+    return Text(f"served by {count} replica{'s' if count > 1 else ''}")
+
+
+def _phase(region: dict[str, Any]) -> str:
+    return "drained" if region.get("drained") else str(region.get("phase", "-"))
+
+
 def _regions(layout: Layout, snapshot: Snapshot) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for name, width in (("region", 7), ("phase", 10), ("planned", BAR_CELLS + 8), ("actual", 7)):
+    for name, width in (("region", 6), ("phase", 9), ("planned", BAR_CELLS + 8), ("actual", 7)):
         table.add_column(name, no_wrap=True, min_width=width)
-    table.add_column("processes", no_wrap=True)  # the one that may be cut on a narrow terminal
+    table.add_column("processes")
     phases = {r["name"]: r for r in (snapshot.plan or {}).get("regions", [])}
     planned = load_bp(layout, snapshot.plan)
     served = (snapshot.payments or {}).get("recent", {}).get("regions", {})
     total = sum(served.values()) or 1
     for region in layout.regions:
         state = phases.get(region, {})
-        phase = "drained" if state.get("drained") else str(state.get("phase", "-"))
+        phase = _phase(state)
         table.add_row(
             Text(region, style="bold"),
             _word(phase),
             _bar(planned[region]),
-            f"{served.get(region, 0) / total:6.1%}",
+            f"{100 * served.get(region, 0) / total:5.1f} %",
             _processes(snapshot, region),
         )
     return table
 
 
 def _processes(snapshot: Snapshot, region: str) -> Text:
-    """One dot per process; several of a kind share one label."""
-    text = Text()
-    shown = ""
+    """Name what does not run; what does is a number."""
     mine = [process for process in snapshot.processes if process.region == region]
+    states = {process.state for process in mine}
+    if len(states) == 1:
+        (state,) = states
+        words = f"{len(mine)} running" if state == "running" else f"all {len(mine)} {state}"
+        return Text(f"{_DOTS[state]} {words}", style=_STYLES[state])
+    text = Text()
     for process in sorted(mine, key=lambda process: ROLES.index(process.role)):
-        if shown and process.role != shown:
-            text.append(f" {shown}  ", style="dim")
-        shown = process.role
-        text.append(_DOTS[process.state], style=_STYLES[process.state])
-    return text.append(f" {shown}", style="dim")
+        if process.state != "running":
+            text.append(f"{_DOTS[process.state]} {process.role}  ", style=_STYLES[process.state])
+    running = sum(process.state == "running" for process in mine)
+    return text.append(f"{_DOTS['running']} {running}", style="green") if running else text
 
 
 def _bar(weight_bp: int) -> Text:
@@ -177,7 +204,8 @@ def _channels(layout: Layout, snapshot: Snapshot) -> Table:
             f"{row[region] / 100:.1f} %" if region in row else "-" for region in layout.regions
         ]
         broken = [b.replace(f"/{channel.name}", "") for b in opened if f"/{channel.name} " in b]
-        text = Text(", ".join(broken), style="bold red") if broken else _word("closed")
+        words = ", ".join(broken).replace("_", "-")
+        text = Text(words, style="bold red") if broken else _word("closed")
         table.add_row(channel.name, *cells, text)
     return table
 
@@ -192,7 +220,7 @@ def _payments(snapshot: Snapshot) -> Text:
     rate = good / total if total else 1.0
     totals = Counter(paid["totals"])
     line = Text("\npayments ", style="bold")
-    line.append(f"{rate:7.2%} ", style="green" if rate > 0.999 else "bold red")  # noqa: PLR2004
+    line.append(f"{100 * rate:6.2f} % ", style="green" if rate > 0.999 else "bold red")  # noqa: PLR2004
     for value in success_rates(paid):
         if value is None:
             line.append("·", style="dim")
@@ -208,22 +236,33 @@ def _payments(snapshot: Snapshot) -> Text:
     return line
 
 
-def _events(snapshot: Snapshot) -> Panel:
-    lines = Text()
-    shown = snapshot.events[-EVENTS_SHOWN:]
-    for event in shown:
-        at = str(event.get("at", ""))[11:19]
-        lines.append(f"{at} ", style="dim")
-        lines.append(f"{event.get('kind', '')} ", style="cyan")
-        lines.append(f"{event.get('message', '')}\n")
-    lines.no_wrap, lines.overflow = True, "ellipsis"
-    return Panel(
-        lines.append("-" if not shown else ""),
-        title="last events",
-        title_align="left",
-        border_style="dim",
-        height=EVENTS_SHOWN + 2,
-    )
+class _Events:
+    """The newest events that fit, whole: a cause that is cut off explains nothing."""
+
+    def __init__(self, events: Sequence[dict[str, Any]]) -> None:
+        self._events = events
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table.grid(padding=(0, 1, 0, 0))
+        rows: list[tuple[Text, Text]] = []
+        left = EVENTS_SHOWN
+        for event in reversed(self._events):
+            what = Text.assemble(
+                (str(event.get("kind", "")), "cyan"), " ", event.get("message", "")
+            )
+            left -= len(what.wrap(console, max(20, options.max_width - _EVENT_FRAME)))
+            if left < 0 and rows:
+                break
+            rows.append((Text(str(event.get("at", ""))[11:19], style="dim"), what))
+        for row in reversed(rows):
+            table.add_row(*row)
+        yield Panel(
+            table if rows else "nothing has happened yet",
+            title="last events",
+            title_align="left",
+            border_style="dim",
+            height=EVENTS_SHOWN + 2,
+        )
 
 
 def _where(where: dict[str, str]) -> Text:

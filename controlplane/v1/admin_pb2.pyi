@@ -43,6 +43,26 @@ class GetStatusResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LoadBpEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CLUSTER_FIELD_NUMBER: _builtins.int
     REPLICA_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
@@ -62,6 +82,7 @@ class GetStatusResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     ALARMS_FIELD_NUMBER: _builtins.int
+    LOAD_BP_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     """Name of the cluster."""
     replica: _builtins.str
@@ -112,6 +133,10 @@ class GetStatusResponse(_message.Message):
     def alarms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Plain words about anything an operator should look at, most important first."""
 
+    @_builtins.property
+    def load_bp(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Share of the whole load that the plan sends to each region, in basis points: channels weigh by their demand."""
+
     def __init__(
         self,
         *,
@@ -134,10 +159,11 @@ class GetStatusResponse(_message.Message):
         version: _builtins.str = ...,
         plan: _common_pb2.Plan | None = ...,
         alarms: _abc.Iterable[_builtins.str] | None = ...,
+        load_bp: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["committed_at", b"committed_at", "failover", b"failover", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "cluster", b"cluster", "committed_at", b"committed_at", "coordinated", b"coordinated", "failover", b"failover", "frozen", b"frozen", "heartbeat_age_ms", b"heartbeat_age_ms", "laggards", b"laggards", "leader", b"leader", "leader_region", b"leader_region", "panic", b"panic", "plan", b"plan", "plan_epoch", b"plan_epoch", "region", b"region", "replica", b"replica", "replicas", b"replicas", "subscribers", b"subscribers", "term", b"term", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "cluster", b"cluster", "committed_at", b"committed_at", "coordinated", b"coordinated", "failover", b"failover", "frozen", b"frozen", "heartbeat_age_ms", b"heartbeat_age_ms", "laggards", b"laggards", "leader", b"leader", "leader_region", b"leader_region", "load_bp", b"load_bp", "panic", b"panic", "plan", b"plan", "plan_epoch", b"plan_epoch", "region", b"region", "replica", b"replica", "replicas", b"replicas", "subscribers", b"subscribers", "term", b"term", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,6 +15,8 @@ ARGS = (
 )  # fmt: skip
 PATIENCE_MS = 60_000
 """Generous: the machine may be busy with other tests. Nothing is asserted about speed."""
+AA = 4.5
+"""Least contrast of text by WCAG 2, level AA."""
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
 

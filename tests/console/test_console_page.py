@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.console.browser import (
+    AA,
     CONTRASTS,
     DESKTOP,
     NAMELESS,
@@ -26,7 +27,6 @@ from tests.support.dev_run import QUICK_RETURN, DevRun, eventually, running, wei
 
 expect.set_options(timeout=PATIENCE_MS)
 
-AA = 4.5
 # two regions have to stay, so that a rule refuses the second drain
 POLICY = (*QUICK_RETURN, "min_regions=2")
 

@@ -89,11 +89,23 @@ def test_screen_tells_what_counts(layout: Layout) -> None:
     double charges, the alarm and the last event."""
     screen = drawn(layout, snapshot(doubles=1))
     for said in (
-        "leader north-0", "failed", "✕", "◐", "100.0 %", "north open", "68.97%",
+        "leader north-0", "east failed", "✕ replica", "◐ etcd", "● 1 running", "100.0 %", "north open",
+        "68.97 %",
         "charged twice 1", "east is gone", "region_failed", "http://127.0.0.1:1/",
     ):  # fmt: skip
         assert said in screen, said
     assert view.success_rates(PAID) == [1.0, None, pytest.approx(10 / 19)]
+
+
+def test_the_newest_cause_is_whole_on_a_narrow_terminal(layout: Layout) -> None:
+    """On 80 columns the last event is never cut; older ones give way to it."""
+    cause = "east failed 8.4 s after the first symptom: no report, no answered probe, all say DOWN"
+    shot = snapshot()
+    old = [{"at": "2026-01-01T00:00:00.000Z", "kind": "region_failed", "message": "old " * 20}] * 9
+    shot.events[:] = [*old, {**old[0], "message": cause}]
+    screen = drawn(layout, shot, 80)
+    assert "DOWN" in screen
+    assert "…" not in screen
 
 
 def test_nothing_known_is_shown_as_that(layout: Layout) -> None:

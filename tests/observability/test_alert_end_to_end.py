@@ -24,6 +24,8 @@ from tests.support.dev_run import QUICK_RETURN, DevRun, eventually, running, wei
 pytestmark = pytest.mark.timeout(400)
 PATIENCE_S = 120.0
 LOST = "east"
+LEADERLESS_S = 10.0
+"""What NoLeader allows."""
 
 
 @dataclass(slots=True)
@@ -36,6 +38,8 @@ class Story:
     empty_panels: list[tuple[str, str, str]] = field(default_factory=list)
     causes: list[dict[str, Any]] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
+    reached: dict[str, float] = field(default_factory=dict)
+    leaderless_s: float = 0.0
     at_the_pager: list[str] = field(default_factory=list)
     at_tickets: list[tuple[str, str]] = field(default_factory=list)
 
@@ -74,6 +78,12 @@ def closed(seen: Monitoring) -> bool:
     return bool(seen.query(f'weir_failovers_total{{from="{LOST}", outcome="completed"}} > 0'))
 
 
+def by_stage(seen: Monitoring, what: str) -> dict[str, float]:
+    """Return the sum or count of the stages' histogram."""
+    rows = seen.query(f"sum by (stage) (weir_failover_duration_seconds_{what})")
+    return {row["metric"]["stage"]: float(row["value"][1]) for row in rows}
+
+
 def lose_and_restore(dev: DevRun, seen: Monitoring) -> Story:
     """Kill the region, look at everything, bring it back."""
     story, pager = Story(), seen.webhook
@@ -89,10 +99,8 @@ def lose_and_restore(dev: DevRun, seen: Monitoring) -> Story:
     eventually(lambda: seen.query('ALERTS{alertname="ReplicaDown", alertstate="firing"}'),
                "the region's processes are missed", PATIENCE_S)  # fmt: skip
     story.causes = seen.query("sum by (from, kind, outcome) (weir_failovers_total) > 0")
-    story.stages = {
-        row["metric"]["stage"]: float(row["value"][1])
-        for row in seen.query("sum by (stage) (weir_failover_duration_seconds_sum)")
-    }
+    story.stages = by_stage(seen, "sum")
+    story.reached = by_stage(seen, "count")
     dev.chaos("restore-region", region=LOST)
     story.resolved = eventually(
         lambda: pager.got("RegionFailed", "resolved", region=LOST),
@@ -113,7 +121,13 @@ def lose_and_restore(dev: DevRun, seen: Monitoring) -> Story:
         for d in pager.deliveries
         if d.receiver == "tickets" and d.status == "firing" and d.at_s < story.resolved.at_s
     ]
-    story.at_the_pager = [d.labels["alertname"] for d in pager.deliveries if d.receiver == "pager"]
+    story.at_the_pager = [
+        d.labels["alertname"]
+        for d in pager.deliveries
+        if d.receiver == "pager" and d.at_s >= killed_s
+    ]
+    worst = "max(max_over_time(weir:leader_heartbeat_age_seconds:min[10m]))"
+    story.leaderless_s = seen.value(worst) or 0.0
     return story
 
 
@@ -149,11 +163,12 @@ def test_the_pager_is_told_that_it_is_over(story: Story) -> None:
 
 
 def test_consequences_are_no_news(story: Story) -> None:
-    """Missing agents, stale reports and replicas of the lost region are inhibited; nothing else pages."""
+    """Missing agents, stale reports and replicas of the lost region are inhibited; nothing else pages,
+    unless the leadership really stood still for longer than its alert allows."""
     assert ("ReplicaDown", LOST) not in story.at_tickets
     assert ("ReportsStale", LOST) not in story.at_tickets
     assert ("AgentsMissing", LOST) not in story.at_tickets
-    assert "NoLeader" not in story.at_the_pager
+    assert "NoLeader" not in story.at_the_pager or story.leaderless_s > LEADERLESS_S
     assert "MultipleLeaders" not in story.at_the_pager
 
 
@@ -164,10 +179,13 @@ def test_every_panel_shows_something_during_a_failover(story: Story) -> None:
 
 def test_region_cause_and_stages_without_a_log(story: Story) -> None:
     """What the forensics dashboard asks for is there: which region, what cause, how long each stage
-    took; the stages add up to the total."""
-    assert {(row["metric"]["from"], row["metric"]["kind"]) for row in story.causes} == {
-        (LOST, "dead")
-    }
+    took; the stages add up to the total. A suspicion that passed (a busy machine has some) counts the
+    stages it reached and no total."""
+    told = [row["metric"] for row in story.causes]
+    assert {"from": LOST, "kind": "dead", "outcome": "completed"} in told
     total = story.stages.pop("total")
     assert total > 0
-    assert sum(story.stages.values()) == pytest.approx(total, rel=0.01)
+    added = sum(story.stages.values())
+    assert added >= 0.99 * total
+    if len(set(story.reached.values())) == 1:
+        assert added == pytest.approx(total, rel=0.01)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import Gauge
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
 
 from controlplane.adapters import metric_catalogue as catalogue
@@ -22,6 +24,7 @@ from controlplane.model.ids import Epoch, RegionName
 from controlplane.model.plan import FailoverRecord
 from tests.observability.samples import REGIONS, digest, evidence, plan, topology
 
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
@@ -31,6 +34,15 @@ def values(meters: Meters) -> dict[Key, float]:
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def series(meters: Meters) -> set[Key]:
+    """Return what is exposed without writing and parsing it: for tests that look often."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items())))
+        for family in meters.registry.collect()
         for sample in family.samples
     }
 
@@ -126,6 +138,28 @@ def test_openmetrics_when_asked() -> None:
     assert body.endswith(b"# EOF\n")
 
 
+@pytest.mark.parametrize("make", [filled, agent])
+@pytest.mark.parametrize(
+    "accept", ["", "text/plain; version=0.0.4", OPENMETRICS, f"{OPENMETRICS}; escaping=allow-utf-8"]
+)
+def test_page_is_what_the_library_would_write(make: Callable[[int], Meters], accept: str) -> None:
+    """Byte for byte, in both formats: counters, gauges, histograms, infinite values, and a label
+    that needs escaping."""
+    meters = make(3)
+    odd = Gauge("weir_test", 'says "\\" and\nmore', ["word"], registry=meters.registry)
+    for value_ in (float("inf"), float("-inf"), 1e21, 1234567.5, 0, 3):
+        odd.labels(f'a "b" \\ \n {value_}').set(value_)
+
+    def lasting(page: bytes) -> list[bytes]:
+        """Return the page without what each scrape reads anew of the process."""
+        return [line for line in page.split(b"\n") if not line.startswith(b"process_")]
+
+    body, content_type = meters.exposition(accept)
+    encode, wanted_type = choose_encoder(accept)
+    assert content_type == wanted_type
+    assert lasting(body) == lasting(encode(meters.registry))
+
+
 def hostile(metrics: Metrics, rng: random.Random) -> None:
     """Send what a broken or hostile neighbour could: names nobody configured."""
     junk = f"x{rng.randrange(10**9)}"
@@ -167,7 +201,7 @@ def test_cardinality_is_bounded_over_a_long_run() -> None:
         hostile(metrics, rng)
         metrics.set_plan(plan(world, epoch=tick))
         if tick % 12 == 0:
-            seen |= set(values(metrics))
+            seen |= series(metrics)
         if tick == 12:
             after_an_hour = len(seen)
     assert len(seen) == after_an_hour

@@ -21,6 +21,8 @@ from controlplane.simulation.scenarios import flapping
 
 BURSTS = Noise(between_ms=130_000)
 EVEN = Noise(floor_loss=0.05)
+LATE_MS = 99_999
+"""Not found within 25 s."""
 
 
 def crashes(runs, leader, noise, topology):
@@ -28,8 +30,8 @@ def crashes(runs, leader, noise, topology):
     dice = np.random.default_rng(5)
     moved, failed = [], []
     for seed in range(runs):
-        at = 30_000 + int(dice.integers(0, 20_000))
-        result = Simulation(
+        at = 20_000 + int(dice.integers(0, 10_000))
+        world = Simulation(
             topology,
             [Fault(kind="crash", region="east", start_ms=at)],
             noise=noise,
@@ -37,9 +39,16 @@ def crashes(runs, leader, noise, topology):
             duration_ms=at + 25_000,
             with_payments=False,
             leader=leader,
-        ).run()
-        moved.append(next((t - at for t in result.moved.get("east", []) if t >= at), 99_999))
-        failed.append(next((t - at for t in result.failed.get("east", []) if t >= at), 99_999))
+        )
+        seen = {}
+        for tick in world.ticks():
+            for event in tick.step.events:
+                if event.region == "east" and tick.at_ms >= at:
+                    seen.setdefault(event.kind, tick.at_ms - at)
+            if "region_failed" in seen:
+                break
+        moved.append(seen.get("failover_started", LATE_MS))
+        failed.append(seen.get("region_failed", LATE_MS))
     return moved, failed
 
 

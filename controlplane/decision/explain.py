@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from controlplane.decision import planning
-from controlplane.decision.phases import damped, penalty_now
+from controlplane.decision.damping import damped, penalty_now, reuse_in_ms
 from controlplane.decision.state import State
 from controlplane.decision.votes import votes
 from controlplane.decision.weights import channel_trace
@@ -90,8 +90,14 @@ def _evidence(topology: Topology, state: State, regions: Sequence[RegionName]) -
             text += f"; {region.cause}"
         penalty = penalty_now(region, policy, memory.now_ms)
         if penalty >= 1.0:
-            kept = ", kept out" if damped(region, policy, memory.now_ms) else ""
-            text += f"; flap penalty {penalty:.0f} of {policy.flap_suppress}{kept}"
+            text += (
+                f"; flap penalty {penalty:.0f}, halved every {policy.flap_half_life_ms // 1000} s"
+            )
+            if damped(region, policy, memory.now_ms):
+                wait_s = reuse_in_ms(region, policy, memory.now_ms) / 1000
+                text += f": kept out until below {policy.flap_reuse}, for {wait_s:.0f} s more"
+            else:
+                text += f": it would be kept out from {policy.flap_suppress}"
         if region.held:
             text += f"; held: {region.held}"
         out.append(RuleStep(rule="evidence", detail=text))

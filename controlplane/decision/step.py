@@ -29,8 +29,9 @@ import numpy as np
 from controlplane.decision import failovers, planning
 from controlplane.decision.circuits import advance_cells
 from controlplane.decision.detector import assess, leader_cut_off
-from controlplane.decision.phases import Removals, advance, available_bp
+from controlplane.decision.phases import advance, available_bp
 from controlplane.decision.reasons import missing, reasons
+from controlplane.decision.removals import HOUR_MS, Removals
 from controlplane.decision.state import Memory, State
 from controlplane.decision.votes import Views, observe
 from controlplane.decision.world import World, compiled
@@ -52,7 +53,6 @@ HIGHEST_EPOCH: Final = 1 << 53
 """Beyond it JSON readers lose integers."""
 EPOCH_JUMP: Final = 1_000_000_000
 """An epoch this far above ours is no plan's epoch."""
-HOUR_MS: Final = 3_600_000
 CUT_OFF_MS: Final = 2000
 """A leader alone this long resigns; until then it only holds still."""
 

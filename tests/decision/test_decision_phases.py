@@ -3,7 +3,8 @@
 import itertools
 
 from controlplane.decision.detector import suspicion_ms, wilson_low
-from controlplane.decision.phases import TABLE, Signal
+from controlplane.decision.phases import TABLE
+from controlplane.decision.signals import Signal
 from controlplane.model.plan import Phase
 from controlplane.model.topology import Policy
 

@@ -16,8 +16,9 @@ from controlplane.decision import (
     cells,
     circuits,
     detector,
-    phases,
     planning,
+    removals,
+    signals,
     step,
     votes,
 )
@@ -347,7 +348,9 @@ def an_outage_that_is_over_is_no_brown_out():
 def failures_an_hour_are_bounded():
     """Six regions left within the hour: a seventh whose weight has not left is not failed."""
     log = [(1000 * i, f"r{i}") for i in range(6)]
-    left = phases.Removals(policy=Policy(), now_ms=3_000_000, count=20, log=log, serving={"a", "b"})
+    left = removals.Removals(
+        policy=Policy(), now_ms=3_000_000, count=20, log=log, serving={"a", "b"}
+    )
     return bool(left.refusal_to_fail("a", moved=False))
 
 
@@ -357,13 +360,13 @@ def suspicion_waits_before_it_fences():
     return not run(faults, duration_ms=30_000).failed
 
 
-def _without_gates(name, memory, intents, removals):
-    return RETURN(name, memory, replace(intents, closed_gates=()), removals)
+def _without_gates(name, memory, intents, caps):
+    return RETURN(name, memory, replace(intents, closed_gates=()), caps)
 
 
-def _without_hold_down(name, memory, intents, removals):
-    policy_ = replace(removals.policy, hold_down_ms=0)
-    return RETURN(name, memory, intents, replace(removals, policy=policy_))
+def _without_hold_down(name, memory, intents, caps):
+    policy_ = replace(caps.policy, hold_down_ms=0)
+    return RETURN(name, memory, intents, replace(caps, policy=policy_))
 
 
 def _trip_though_held(tick, *rest):
@@ -371,14 +374,14 @@ def _trip_though_held(tick, *rest):
     TRIP(tick, *rest)
 
 
-RETURN, TRIP, OVERRIDE = phases._return_signal, circuits._trip, planning.override_row
+RETURN, TRIP, OVERRIDE = signals.return_signal, circuits._trip, planning.override_row
 HERE = sys.modules[__name__]
 
 MUTANTS = [
-    (quick_suspicions_are_damped, phases, "damped", lambda *_: False),
-    (a_short_life_is_no_return, phases, "_return_signal", _without_hold_down),
-    (a_closed_gate_keeps_a_region_out, phases, "_return_signal", _without_gates),
-    (a_freeze_holds_everything, phases.Removals, "refusal", lambda *_, **__: ""),
+    (quick_suspicions_are_damped, signals, "damped", lambda *_: False),
+    (a_short_life_is_no_return, signals, "return_signal", _without_hold_down),
+    (a_closed_gate_keeps_a_region_out, signals, "return_signal", _without_gates),
+    (a_freeze_holds_everything, removals.Removals, "refusal", lambda *_, **__: ""),
     (a_freeze_opens_no_breaker, circuits, "_trip", _trip_though_held),
     (a_leader_that_hears_nobody_resigns, step, "leader_cut_off", lambda *_: False),
     (a_cold_start_blames_nobody, HERE, "TOPOLOGY", policy(warmup_ms=0)),
@@ -416,15 +419,15 @@ MUTANTS = [
         lambda world, _state: np.ones(len(world.place) + 2, dtype=np.bool_),
     ),
     (an_outage_that_is_over_is_no_brown_out, votes, "RUN_MOST", 10**6),
-    (failures_an_hour_are_bounded, phases, "HOUR_MS", 0),
-    (suspicion_waits_before_it_fences, phases, "_fail_at_ms", lambda *_: 0),
+    (failures_an_hour_are_bounded, removals, "HOUR_MS", 0),
+    (suspicion_waits_before_it_fences, signals, "fail_at_ms", lambda *_: 0),
     (liar_and_a_blind_region, detector, "WITNESSES", 1),
     (incident_is_not_learned, cells, "CALM", math.inf),
-    (removals_are_capped, phases.Removals, "refusal", lambda *_, **__: ""),
+    (removals_are_capped, removals.Removals, "refusal", lambda *_, **__: ""),
     (liar_is_void, votes, "_blames_everyone", lambda *_: False),
     (leader_pauses, step, "_passed", lambda memory, _policy, now: now - (memory.clock_ms or now)),
     (weather_moves_little, votes, "_nats", lambda _loss: 100.0),
-    (flapping_is_one_failover, phases, "_return_signal", lambda *_: (phases.Signal.READY, "")),
+    (flapping_is_one_failover, signals, "return_signal", lambda *_: (signals.Signal.READY, "")),
     (
         drains_leave_somebody,
         planning,

@@ -79,7 +79,7 @@ def _evidence(topology: Topology, state: State, regions: Sequence[RegionName]) -
     for name in regions:
         region = memory.regions[name]
         own = memory.links.get(f"{name}>{name}")
-        report = "never reported" if own is None or own[0] is None else f"report {own[0]} ms old"
+        report = f"last report {_age(None if own is None else own[0])}"
         said = ", ".join(
             f"{v.vantage} says {v.opinion.value} "
             f"(last success {_age(v.last_success_age_ms)}, {v.failures} failures since)"
@@ -127,4 +127,4 @@ def _cells(world: World, state: State, channel: ChannelName) -> list[RuleStep]:
 
 
 def _age(age_ms: int | None) -> str:
-    return "never" if age_ms is None else f"{age_ms} ms ago"
+    return "never" if age_ms is None else f"{age_ms / 1000:.1f} s ago"

@@ -26,6 +26,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 PORTS = (12_000, 30_000)
 """Where free ports are drawn: above the well-known ones, below the kernel's ephemeral range."""
 PORT_DRAWS = 10_000
+REAP_S = 60.0
+"""How long the kernel may take to end a killed child: a moment, or the machine is starved."""
 STOP_GRACE_S = 5.0
 """How long a child may take to end after SIGTERM before it is killed."""
 
@@ -161,7 +163,7 @@ class Child:
         """SIGKILL and reap."""
         self.signal(signal.SIGKILL)
         if self.process:
-            self.process.wait(STOP_GRACE_S)
+            self.process.wait(REAP_S)
 
     def pause(self) -> None:
         """SIGSTOP: the process hangs, its sockets stay open."""

@@ -56,7 +56,7 @@ class DecisionRecorder:
             or self._full()
         ):
             self._log = DecisionLog(tick.topology, tick.intents, tick.before)
-            if self._file is not None and self._buffer and not self._full():
+            if self._file is not None and 0 < self._buffered <= BUFFER_MAX_BYTES:
                 self._aside.append((self._file, b"".join(self._buffer)))
             self._buffer, self._buffered, self._written = [], 0, 0
             suffix = WOULD_HAVE if tick.would_have else ""

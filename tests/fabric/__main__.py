@@ -3,6 +3,7 @@
     python -m tests.fabric [SCENARIO ...] [--runs 20] [--rate 20] [--out DIR] [--add]
                           [--minutes M] [--labs 2]
     python -m tests.fabric --peers [PEER ...]
+    python -m tests.fabric --report [--out DIR]       Markdown of the results in DIR
 
 Scenarios take turns until each has its runs. With `--add`, runs that DIR holds count: a campaign that
 was cut is continued by the same command, and several may work on one DIR at once.
@@ -36,10 +37,13 @@ def main() -> int:
     parser.add_argument("--add", action="store_true", help="add to the runs that DIR holds")
     parser.add_argument("--minutes", type=float, default=0, help="begin no run after this time")
     parser.add_argument("--labs", type=int, default=1, help="laboratories at work at once")
+    parser.add_argument("--report", action="store_true", help="print what DIR holds as Markdown")
     options = parser.parse_args()
     unknown = set() if options.peers else set(options.scenarios) - set(SCENARIOS)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    if options.report:
+        return _report(options.out)
     if options.labs > 1:
         return _several(options.labs, add=options.add, out=options.out)
     if os.environ.get(_INSIDE) != "1":
@@ -60,6 +64,19 @@ def main() -> int:
         add=options.add,
         minutes=options.minutes,
     )
+
+
+def _report(out: Path) -> int:
+    from tests.fabric.peers import FAULTS, PEERS  # noqa: PLC0415
+    from tests.fabric.results import Results, markdown  # noqa: PLC0415
+    from tests.fabric.scenarios import SCENARIOS  # noqa: PLC0415
+
+    results = Results(out)
+    peers = [f"{peer.name}/{fault}" for peer in PEERS for fault in FAULTS]
+    for names, file in ((list(SCENARIOS), "table.txt"), (peers, "peers.txt")):
+        if tables := results.summarise(names, file):
+            sys.stdout.write(markdown(tables) + "\n")
+    return 0
 
 
 def _several(labs: int, *, add: bool, out: Path) -> int:

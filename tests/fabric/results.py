@@ -135,3 +135,36 @@ def text_table(tables: Sequence[dict[str, Any]]) -> str:
         + "\n"
         for row in rows
     )
+
+
+def markdown(tables: Sequence[dict[str, Any]]) -> str:
+    """Return the table of the documentation: median / p99 / max, seconds where it is time."""
+    columns = {
+        "client outage": ("outage_ms", 1000),
+        "unanswered": ("failed", 1),
+        "slower than 1 s": ("slow", 1),
+        "weight 0 at every live subscriber": ("everywhere_ms", 1000),
+        "region failed": ("failed_ms", 1000),
+        "switches": ("switches", 1),
+        "leaked": ("leaked", 1),
+        "charged twice": ("double_charges", 1),
+        "first payment": ("first_payment_ms", 1000),
+    }
+    shown = {head: how for head, how in columns.items() if any(how[0] in t for t in tables)}
+    lines = ["| | runs | " + " | ".join(shown) + " |", "|---" * (len(shown) + 2) + "|"]
+    for table in tables:
+        cells = [_cell(table.get(name), unit) for name, unit in shown.values()]
+        lines.append(f"| {table['scenario']} | {table['runs']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(cell: dict[str, Any] | None, unit: int) -> str:
+    """Return median / p99 / max of a figure; how often it never came."""
+    if cell is None:
+        return ""
+    if cell["p50"] is None:
+        return "never"
+    values = [cell[key] / unit for key in ("p50", "p99", "max")]
+    text = " / ".join(f"{value:.2f}" if unit > 1 else f"{value:.0f}" for value in values)
+    text += " s" if unit > 1 else ""
+    return text + (f", {cell['never']} never" if cell["never"] else "")

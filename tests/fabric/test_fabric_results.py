@@ -10,7 +10,7 @@ from controlplane.clock import SystemClock
 from controlplane.dev.ledger import Charge, Ledger
 from controlplane.dev.measure import ENVOY, Recorder, Seen
 from tests.fabric.figures import Payment, Run, _leaked, outcome
-from tests.fabric.results import Results
+from tests.fabric.results import Results, markdown
 from tests.fabric.scenarios import SCENARIOS
 
 REGIONS = ("east", "north", "south")
@@ -53,6 +53,16 @@ def test_a_run_is_read_back_as_it_was(tmp_path: Path) -> None:
     )
     results.put(run)
     assert results.runs("a") == [run]
+
+
+def test_the_report_says_what_never_came(tmp_path: Path) -> None:
+    """The documentation's table has median, p99 and max, and counts the runs without a figure."""
+    results = Results(tmp_path)
+    for number, took in enumerate((900.0, 1100.0, None), 1):
+        results.put(Run("region-hung", number, {"everywhere_ms": took, "failed": 3.0}))
+    lines = markdown(results.summarise(["region-hung", "one-way"], "t.txt")).splitlines()
+    assert lines[0] == "| | runs | unanswered | weight 0 at every live subscriber |"
+    assert lines[2] == "| region-hung | 3 | 3 / 3 / 3 | 1.10 / 1.10 / 1.10 s, 1 never |"
 
 
 def test_everywhere_waits_for_every_live_follower(tmp_path: Path) -> None:

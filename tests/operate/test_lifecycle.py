@@ -217,7 +217,7 @@ def test_a_replica_that_serves_data_planes_nothing_is_not_ready(tmp_path: Path) 
     for epoch, channel, words in ((1, "renamed", "served nothing"), (2, "alipay", "")):
         found = plan(epoch, {"east": 10_000}, channel=channel)
         made.board.adopt(found)
-        made._to_data_planes(found, confirmed=True)
+        made.serving.to_data_planes(found, confirmed=True)
         assert words in made.not_ready_because()
     assert made.not_ready_because() == ""
 

@@ -26,8 +26,10 @@ A job of Weir's own (a drill, a reconciliation) runs under a fenced lock:
     async with hold(locks, "jobs/reconcile", ttl_ms=5_000) as held:  # LockHeldError: it runs
         ...                                                          # held.token for its writes
 
+or, worked on in rounds by whichever replica leads, under a `JobLock` (drills).
+
 The parts: `manager` (what callers do), `acquisition` (one request from first call to grant),
 `keeper` and `register` (epochs), `lua/` (what Redis runs), `codec` (calls and replies, no I/O),
-`hold` (blocks with renewal), `guards` (the check at the resource), `direct` (threads straight on
-Redis), `audit`, `watching`, `statistics`. What is promised: docs/locks.md.
+`hold` (blocks with renewal), `job` (work in rounds), `guards` (the check at the resource), `direct`
+(threads straight on Redis), `audit`, `watching`, `statistics`. What is promised: docs/locks.md.
 """

@@ -65,7 +65,7 @@ async def truncated_aof(world: World, _: EtcdCluster) -> None:
             await asyncio.sleep(0.01)
     await world.granted(5)
     await _thread(world.a.kill)
-    folder = world.a.directory / "a" / "appendonlydir"
+    folder = world.a.directory / world.a.name / "appendonlydir"
     # only the newest file may be truncated; an older one belongs to a rewrite that was repeated
     newest = max(folder.glob("*.incr.aof"), key=lambda part: int(part.name.split(".")[-3]))
     with newest.open("r+b") as file:

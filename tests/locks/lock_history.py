@@ -88,8 +88,8 @@ def _exclusive(grants: list[Granted], verdict: Verdict) -> None:
     for."""
     end, last = 0, None
     for grant in sorted(grants, key=attrgetter("returned_ns")):
-        if not grant.until_ns or grant.shared:
-            continue
+        if grant.until_ns < grant.returned_ns or grant.shared:
+            continue  # not told, or over before it was returned: its holder may not act at all
         if last is not None and grant.returned_ns < end:
             verdict.overlaps += 1
             _example(verdict, "overlap", last, grant)

@@ -51,3 +51,10 @@ def test_it_agrees_with_the_definition(raw: list[tuple[int, int, int]]) -> None:
     )
     verdict = check(history)
     assert (verdict.duplicates, verdict.backwards) == (duplicates, backwards)
+
+
+def test_a_hold_that_was_over_before_it_was_returned_overlaps_nothing() -> None:
+    """Its holder was told that it has no time; one that used its lock for an instant did hold it."""
+    held = grant(1, 0, 10, until=50)
+    assert check([held, grant(2, 11, 20, until=15)]).overlaps == 0
+    assert check([held, grant(2, 11, 20, until=20)]).overlaps == 1

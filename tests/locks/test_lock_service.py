@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import runpy
 import sys
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,6 +28,7 @@ from controlplane.model.errors import InvalidInputError, UnavailableError
 from controlplane.v1 import lock_pb2, lock_pb2_grpc
 
 TTL = 30_000
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples/locks"
 
 
 class Served:
@@ -335,6 +338,23 @@ async def test_the_command_line(served: Served) -> None:
     assert forced[1]["released"] is True
     assert (released[0], released[1]["released"]) == (0, False)
     assert lost[0] == 3
+
+
+async def test_the_examples_run(
+    served: Served, lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the documentation points to does what it says."""
+    redis_url = f"redis://127.0.0.1:{lab.server.port}"
+    for name, *args in (
+        ("in_process",), ("sqlite_guard", served.address),
+        ("redis_guard", served.address, redis_url),
+    ):  # fmt: skip
+        example = runpy.run_path(str(EXAMPLES / f"{name}.py"))
+        await asyncio.to_thread(example["main"], *args)
+    told = capsys.readouterr().out
+    assert told.count("refused:") == 2
+    assert "balance: 90" in told
+    assert "now 1" in told
 
 
 async def test_modes_can_be_asked_for(served: Served) -> None:

@@ -12,16 +12,15 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-import typer
+from typing import Any, Final
 
 from controlplane.adapters.jsonview import to_json
 from controlplane.cli.client import Client
 from controlplane.cli.durations import parse_ms, parse_s
 from controlplane.cli.exits import DEADLINE, FAILED, REFUSED, UNREACHABLE, CallError
+from controlplane.cli.options import Options
 from controlplane.cli.output import Format, Styled, age, bar, percent, print_data, print_table, say
 from controlplane.model.errors import InvalidInputError
 from controlplane.v1 import admin_pb2 as pb
@@ -29,6 +28,7 @@ from controlplane.v1 import admin_pb2_grpc as rpc
 from controlplane.v1 import common_pb2
 
 WAIT_DEFAULT = "2m"
+HOLD_DEFAULT = "10s"
 CALL_S = 5.0
 OPTIONS = {
     "mutation.reason": "--reason",
@@ -42,27 +42,6 @@ OPTIONS = {
 }
 """Fields of the API and the options that give them."""
 
-Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the audit. Required.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would happen.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Wait until it is applied everywhere.")]
-Timeout = Annotated[str, typer.Option("--timeout", help="Longest wait, e.g. 90s.")]
-RequestId = Annotated[
-    str, typer.Option("--request-id", help="UUID; a repeat changes nothing. Drawn if absent.")
-]
-For = Annotated[str, typer.Option("--for", help="How long it holds, e.g. 30m.")]
-Rules = Annotated[
-    list[str] | None, typer.Option("--override-rule", help="Safety rule to override (breakglass).")
-]
-
-Local = Annotated[
-    bool,
-    typer.Option(
-        "--local",
-        help="Only what the data planes of the replica that answers follow, without a quorum.",
-    ),
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Common:
@@ -75,7 +54,7 @@ class Common:
     timeout: str
     request_id: str
     hold: str
-    rules: list[str] | None
+    rules: list[str]
     local: bool
 
     def mutation(self, *, validate_only: bool) -> pb.Mutation:
@@ -84,191 +63,46 @@ class Common:
             request_id=self.request_id,
             reason=self.reason,
             validate_only=validate_only,
-            override_rules=self.rules or [],
+            override_rules=self.rules,
             ttl_s=parse_s(self.hold, "--for") if self.hold else 0,
             local=self.local,
         )
 
 
-def drain(
-    ctx: typer.Context,
-    region: str,
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    wait: Wait = False,
-    timeout: Timeout = WAIT_DEFAULT,
-    request_id: RequestId = "",
-    hold: For = "",
-    override_rule: Rules = None,
-    local: Local = False,
-) -> None:
-    """Take a region out of service gradually."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, override_rule, local)
-    _run(ctx, common, "DrainRegion", lambda m: pb.DrainRegionRequest(region=region, mutation=m))
+REQUESTS: Final[dict[str, tuple[str, Callable[[str, pb.Mutation], Any]]]] = {
+    "drain": ("DrainRegion", lambda r, m: pb.DrainRegionRequest(region=r, mutation=m)),
+    "undrain": ("UndrainRegion", lambda r, m: pb.UndrainRegionRequest(region=r, mutation=m)),
+    "failover": ("StartFailover", lambda r, m: pb.StartFailoverRequest(from_region=r, mutation=m)),
+    "failback": ("StartFailback", lambda r, m: pb.StartFailbackRequest(region=r, mutation=m)),
+    "freeze": ("Freeze", lambda _, m: pb.FreezeRequest(mutation=m)),
+    "unfreeze": ("Unfreeze", lambda _, m: pb.UnfreezeRequest(mutation=m)),
+}
+"""Changes of one word: the method and its request."""
 
 
-def undrain(
-    ctx: typer.Context,
-    region: str,
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    wait: Wait = False,
-    timeout: Timeout = WAIT_DEFAULT,
-    request_id: RequestId = "",
-    override_rule: Rules = None,
-    local: Local = False,
-) -> None:
-    """End a drain; the region returns by ramp."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, "", override_rule, local)
-    _run(ctx, common, "UndrainRegion", lambda m: pb.UndrainRegionRequest(region=region, mutation=m))
-
-
-def failover(
-    ctx: typer.Context,
-    from_region: Annotated[str, typer.Option("--from", help="Region to leave.")],
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    wait: Wait = False,
-    timeout: Timeout = WAIT_DEFAULT,
-    request_id: RequestId = "",
-    hold: For = "",
-    override_rule: Rules = None,
-    local: Local = False,
-) -> None:
-    """Move all traffic off a region at once."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, override_rule, local)
-    _run(
-        ctx,
-        common,
-        "StartFailover",
-        lambda m: pb.StartFailoverRequest(from_region=from_region, mutation=m),
-    )
-
-
-def failback(
-    ctx: typer.Context,
-    region: str,
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    wait: Wait = False,
-    timeout: Timeout = WAIT_DEFAULT,
-    request_id: RequestId = "",
-    override_rule: Rules = None,
-) -> None:
-    """Let a failed or drained region return now, by ramp."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, "", override_rule)
-    _run(ctx, common, "StartFailback", lambda m: pb.StartFailbackRequest(region=region, mutation=m))
-
-
-def freeze(
-    ctx: typer.Context,
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    wait: Wait = False,
-    timeout: Timeout = WAIT_DEFAULT,
-    request_id: RequestId = "",
-    hold: For = "",
-) -> None:
-    """Forbid automatic change of the plan."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, None)
-    _run(ctx, common, "Freeze", lambda m: pb.FreezeRequest(mutation=m))
-
-
-def unfreeze(
-    ctx: typer.Context,
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    wait: Wait = False,
-    timeout: Timeout = WAIT_DEFAULT,
-    request_id: RequestId = "",
-) -> None:
-    """Allow automatic change again."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, "", None)
-    _run(ctx, common, "Unfreeze", lambda m: pb.UnfreezeRequest(mutation=m))
-
-
-def override(
-    ctx: typer.Context,
-    channel: str,
-    weights: Annotated[
-        str, typer.Option("--weights", help="east=5000,north=5000; sum 10000.")
-    ] = "",
-    clear: Annotated[bool, typer.Option("--clear", help="End the override.")] = False,
-    hold: For = "",
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    wait: Wait = False,
-    timeout: Timeout = WAIT_DEFAULT,
-    request_id: RequestId = "",
-    override_rule: Rules = None,
-    local: Local = False,
-) -> None:
-    """Fix one channel's weights until the override expires, or end it."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, hold, override_rule, local)
-    if clear == bool(weights):
-        raise InvalidInputError("--weights", "give either --weights … --for 30m, or --clear")
-    if clear:
-        _run(
-            ctx,
-            common,
-            "ClearOverride",
-            lambda m: pb.ClearOverrideRequest(channel=channel, mutation=m),
-        )
-        return
-    parsed = _weights(weights)
-    _run(
-        ctx,
-        common,
-        "SetOverride",
-        lambda m: pb.SetOverrideRequest(channel=channel, weights=parsed, mutation=m),
-    )
-
-
-def drill(
-    ctx: typer.Context,
-    region: str,
-    hold_for: Annotated[str, typer.Option("--hold", help="How long it stays out.")] = "10s",
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    wait: Wait = False,
-    timeout: Timeout = WAIT_DEFAULT,
-    request_id: RequestId = "",
-    override_rule: Rules = None,
-) -> None:
-    """Fail a region over as an exercise, timed against the budget, and bring it back."""
-    common = _common(reason, dry_run, yes, wait, timeout, request_id, "", override_rule)
-    hold_s = parse_s(hold_for, "--hold")
-    _run(
-        ctx,
-        common,
-        "StartDrill",
-        lambda m: pb.StartDrillRequest(region=region, hold_s=hold_s, mutation=m),
-    )
-
-
-def _common(
-    reason: str,
-    dry_run: bool,
-    yes: bool,
-    wait: bool,
-    timeout: str,
-    request_id: str,
-    hold: str,
-    rules: list[str] | None,
+def change(
+    options: Options,
+    name: str,
+    word: str,
+    *,
+    reason: str = "",
+    dry_run: bool = False,
+    yes: bool = False,
+    wait: bool = False,
+    timeout: str = WAIT_DEFAULT,
+    request_id: str = "",
+    hold: str = "",
+    override_rule: Sequence[str] | None = None,
     local: bool = False,
-) -> Common:
+    weights: str = "",
+    clear: bool = False,
+    hold_for: str = HOLD_DEFAULT,
+) -> None:
+    """Ask for a change by the name of its command; `word` is the region or channel."""
     if not reason.strip():
         raise InvalidInputError("--reason", "is required: say why, it is kept in the audit")
     parse_ms(timeout, "--timeout")
-    return Common(
+    common = Common(
         reason=reason,
         dry_run=dry_run,
         yes=yes,
@@ -276,9 +110,27 @@ def _common(
         timeout=timeout,
         request_id=request_id or str(uuid.uuid4()),
         hold=hold,
-        rules=rules,
+        rules=list(override_rule or ()),
         local=local,
     )
+    if name == "override":
+        method, make = _override(weights, clear=clear)
+    elif name == "drill":
+        hold_s = parse_s(hold_for, "--hold")
+        method = "StartDrill"
+        make = lambda r, m: pb.StartDrillRequest(region=r, hold_s=hold_s, mutation=m)  # noqa: E731
+    else:
+        method, make = REQUESTS[name]
+    _run(options, common, method, lambda mutation: make(word, mutation))
+
+
+def _override(weights: str, *, clear: bool) -> tuple[str, Callable[[str, pb.Mutation], Any]]:
+    if clear == bool(weights):
+        raise InvalidInputError("--weights", "give either --weights … --for 30m, or --clear")
+    if clear:
+        return "ClearOverride", lambda c, m: pb.ClearOverrideRequest(channel=c, mutation=m)
+    parsed = _weights(weights)
+    return "SetOverride", lambda c, m: pb.SetOverrideRequest(channel=c, weights=parsed, mutation=m)
 
 
 def _weights(text: str) -> list[common_pb2.RegionWeight]:
@@ -292,30 +144,37 @@ def _weights(text: str) -> list[common_pb2.RegionWeight]:
 
 
 def _run(
-    ctx: typer.Context, common: Common, method: str, request: Callable[[pb.Mutation], Any]
+    options: Options, common: Common, method: str, request: Callable[[pb.Mutation], Any]
 ) -> None:
-    client: Client = ctx.obj.client()
-    fmt: Format = ctx.obj.format
+    client: Client = options.client()
+    fmt: Format = options.format
     preview = _send(client, method, request(common.mutation(validate_only=True)))
-    blocked = [r for r in preview.effect.refusals if r.rule not in (common.rules or [])]
+    blocked = [r for r in preview.effect.refusals if r.rule not in common.rules]
     if common.dry_run:
         _show(preview, fmt)
         if blocked and not preview.effect.unchanged:
-            raise typer.Exit(REFUSED)
+            sys.exit(REFUSED)
         return
     if fmt is Format.TABLE and not preview.effect.unchanged:
         _show_effect(preview)
     asking = not common.yes and sys.stdin.isatty() and not preview.effect.unchanged
-    if asking and not blocked and not typer.confirm("Do it?"):
-        raise typer.Exit(FAILED)
+    if asking and not blocked and not _confirmed():
+        sys.exit(FAILED)
     operation = _send(client, method, request(common.mutation(validate_only=False)))
     if common.wait and not operation.done:
         operation = _wait(client, operation, parse_ms(common.timeout, "--timeout"), fmt)
     _show(operation, fmt, effect=False)
     if common.wait and not operation.done:
-        raise typer.Exit(DEADLINE)
+        sys.exit(DEADLINE)
     if operation.stage == "failed":
-        raise typer.Exit(FAILED)
+        sys.exit(FAILED)
+
+
+def _confirmed() -> bool:
+    try:
+        return input("Do it? [y/N]: ").strip().lower() in {"y", "yes"}
+    except EOFError:
+        return False
 
 
 def _send(client: Client, method: str, request: Any) -> Any:

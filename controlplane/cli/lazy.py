@@ -18,7 +18,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "dev": ("controlplane.cli.dev", "dev"),
     "chaos": ("controlplane.cli.dev", "chaos"),
     **{
-        name: ("controlplane.cli.change", name)
+        name: ("controlplane.cli.change_commands", name)
         for name in (
             "drain",
             "undrain",

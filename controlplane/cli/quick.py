@@ -1,9 +1,10 @@
-"""The quick way to a read command: its arguments are parsed here, without typer.
+"""The quick way to a read or a change: its arguments are parsed here, without typer.
 
-Theory. Of the 300 ms that a read command may take, typer with pydantic alone would need more than
-the call itself. The reads have a handful of options, so this module takes the plain cases. It never
-explains anything: whatever it does not understand (help, completion, an unknown option, a number
-out of range) it leaves to typer, which then parses the same line and says what is wrong.
+Theory. Of the 300 ms that a read command may take (500 for a change), typer with pydantic alone
+would need more than the call itself. These commands have a handful of options, so this module takes
+the plain cases. It never explains anything: whatever it does not understand (help, completion, an
+unknown option, a number out of range) it leaves to typer, which then parses the same line and says
+what is wrong.
 
 `import grpc` loads its asyncio half with it, which costs as much again as the rest of it. A client
 of one blocking call never touches it, so it is put off until somebody does.
@@ -32,7 +33,11 @@ _FOLLOW: Final = {"--follow": "follow", "-f": "follow"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A read command: where it lives, its words, numbers (with their largest) and flags."""
+    """A command: where it lives, its words, numbers (with their largest), texts and flags.
+
+    `first` is handed to the function before its words; options in `repeated` may come several
+    times; `required` is an option that must be there.
+    """
 
     module: str = "controlplane.cli.read"
     function: str
@@ -40,9 +45,45 @@ class Command:
     numbers: dict[str, str] = field(default_factory=dict)
     most: int = 1000
     flags: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    repeated: dict[str, str] = field(default_factory=dict)
+    first: tuple[str, ...] = ()
+    required: str = ""
 
 
 _LOCKS: Final = "controlplane.cli.lock_read"
+_CHANGE_TEXTS: Final = {
+    "--reason": "reason", "--timeout": "timeout", "--request-id": "request_id",
+}  # fmt: skip
+_CHANGE_FLAGS: Final = {
+    "--dry-run": "dry_run", "--yes": "yes", "-y": "yes", "--wait": "wait",
+}  # fmt: skip
+_FOR: Final = {"--for": "hold"}
+_LOCAL: Final = {"--local": "local"}
+_RULES: Final = {"--override-rule": "override_rule"}
+
+
+def _change(
+    name: str,
+    *,
+    words: int = 1,
+    texts: dict[str, str] | None = None,
+    flags: dict[str, str] | None = None,
+    rules: bool = True,
+    required: str = "",
+) -> Command:
+    return Command(
+        module="controlplane.cli.change",
+        function="change",
+        first=(name,) if words or required else (name, ""),
+        words=words,
+        texts=_CHANGE_TEXTS | (texts or {}),
+        flags=_CHANGE_FLAGS | (flags or {}),
+        repeated=_RULES if rules else {},
+        required=required,
+    )
+
+
 COMMANDS: Final[dict[tuple[str, ...], Command]] = {
     **{
         (name,): Command(function=name)
@@ -53,6 +94,18 @@ COMMANDS: Final[dict[tuple[str, ...], Command]] = {
     ("events",): Command(function="events", numbers=_LIMIT, flags=_FOLLOW),
     ("explain",): Command(function="explain", words=1),
     ("doctor",): Command(module="controlplane.cli.doctor", function="doctor"),
+    ("drain",): _change("drain", texts=_FOR, flags=_LOCAL),
+    ("undrain",): _change("undrain", flags=_LOCAL),
+    ("failover",): _change(
+        "failover", words=0, required="--from", texts={**_FOR, "--from": "word"}, flags=_LOCAL
+    ),
+    ("failback",): _change("failback"),
+    ("freeze",): _change("freeze", words=0, texts=_FOR, rules=False),
+    ("unfreeze",): _change("unfreeze", words=0, rules=False),
+    ("override",): _change(
+        "override", texts={**_FOR, "--weights": "weights"}, flags={**_LOCAL, "--clear": "clear"}
+    ),
+    ("drill",): _change("drill", texts={"--hold": "hold_for"}),
     ("lock", "get"): Command(module=_LOCKS, function="get", words=1),
     ("lock", "list"): Command(module=_LOCKS, function="list_held", numbers=_LIMIT, most=100_000),
 }
@@ -96,20 +149,35 @@ def _arguments(command: Command, rest: Sequence[str], given: dict[str, str]) -> 
     items = iter(rest)
     for item in items:
         name, equals, value = item.partition("=")
-        if name in command.numbers:
-            text = value if equals else next(items, "")
-            if not (text.isascii() and text.isdigit() and 1 <= int(text) <= command.most):
-                return None
-            named[command.numbers[name]] = int(text)
-        elif item in command.flags:
+        if item in command.flags:
             named[command.flags[item]] = True
+        elif name in {*command.numbers, *command.texts, *command.repeated}:
+            text = value if equals else next(items, None)
+            if text is None or not _take(command, name, text, named):
+                return None
         elif item.startswith("-"):
             return None
         else:
             words.append(item)
-    if len(words) != command.words:
+    missing = command.required and command.texts[command.required] not in named
+    if len(words) != command.words or missing:
         return None
-    return Call(command=command, words=tuple(words), named=named, globals=given)
+    return Call(command=command, words=(*command.first, *words), named=named, globals=given)
+
+
+def _take(command: Command, name: str, text: str, named: dict[str, Any]) -> bool:
+    """Take the value of an option; False when it is not a plain one."""
+    if text.startswith("-") and name != "--reason":
+        return False
+    if name in command.numbers:
+        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= command.most):
+            return False
+        named[command.numbers[name]] = int(text)
+    elif name in command.texts:
+        named[command.texts[name]] = text
+    else:
+        named.setdefault(command.repeated[name], []).append(text)
+    return True
 
 
 def run(call: Call) -> None:

@@ -1,8 +1,7 @@
 """One replica, assembled. Nothing is decided here: parts are made, joined and kept running.
 
-Start order: the last good plan from disk is served before etcd has answered once, so a replica
-that starts in an outage
-helps at once. Stop order: not ready, resign, drain streams, close.
+Start order: the last good plan from disk is served before etcd has answered once, so a replica that
+starts in an outage helps at once. Stop order: not ready, resign, drain streams, close.
 """
 
 from __future__ import annotations

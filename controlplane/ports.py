@@ -82,8 +82,7 @@ class KeyValueStore(Protocol):
     """A linearizable key-value store (etcd).
 
     Every call is bounded in time and raises UnavailableError when no member answered,
-    AmbiguousError when a write that was
-    not guarded may have happened.
+    AmbiguousError when a write that was not guarded may have happened.
     """
 
     async def get(self, key: bytes) -> KeyValue | None:

@@ -2,10 +2,9 @@
 stays otherwise.
 
 What may change while a daemon runs: regions, channels, policy, log. Everything else (who it is,
-where it listens, its stores,
-its certificates' paths) needs a restart, and a file that changes it is refused as a whole: half a
-change is no change.
-Certificates themselves are followed without a reload.
+where it listens, its stores, its certificates' paths) needs a restart, and a file that changes it
+is refused as a whole: half a change is no change. Certificates themselves are followed without a
+reload.
 """
 
 from __future__ import annotations

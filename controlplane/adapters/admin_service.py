@@ -1,8 +1,8 @@
 """AdminService, the read side: everything is answered by any replica, from what it holds itself.
 
 Without etcd the answers are the last known good, and `coordinated` says so. Only events and
-failovers are read from etcd;
-while it does not answer they come from this replica's memory of what it has seen.
+failovers are read from etcd; while it does not answer they come from this replica's memory of what
+it has seen.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """AgentService: reports come in, each is answered once and in order.
 
 A malformed report is answered with its error, counted, and changes nothing; the stream goes on,
-since one bad field must
-not cost a region its voice. A report from too far in the future is refused as malformed.
+since one bad field must not cost a region its voice. A report from too far in the future is refused
+as malformed.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 often.
 
 The rules are a table (`model.permissions`); what is not in it is refused, so that a new method
-without a rule cannot be
-called by anybody. Refusals are logged with the caller's name and counted.
+without a rule cannot be called by anybody. Refusals are logged with the caller's name and counted.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 `spiffe://<trust domain>/weir/<role>/<name>` or, for agents and replicas,
 `spiffe://<trust domain>/weir/<role>/<region>/<name>`. Without TLS (loopback, or said explicitly in
-the configuration)
-everybody is `local` with every role: whoever reaches the port is trusted, which is why it may not
-leave the machine.
+the configuration) everybody is `local` with every role: whoever reaches the port is trusted, which
+is why it may not leave the machine.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """PeerService: replicas tell each other what they heard, once a tick.
 
 One stream per pair: the replica whose id sorts first dials the other. Digests are cumulative, so a
-stream that is slow
-only ever sends the newest; a peer that is silent for `SILENT_MS` although its socket is open
-(SIGSTOP) is dialled anew.
+stream that is slow only ever sends the newest; a peer that is silent for `SILENT_MS` although its
+socket is open (SIGSTOP) is dialled anew.
 """
 
 from __future__ import annotations

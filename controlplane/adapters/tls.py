@@ -1,10 +1,8 @@
 """Mutual TLS from files, reloaded when they change.
 
 The server asks for the newest files at every handshake (they are read again only when one has
-changed), so that a renewed
-certificate needs no restart; a half-written or broken renewal keeps the last good one and says so.
-Clients read the files
-whenever they dial.
+changed), so that a renewed certificate needs no restart; a half-written or broken renewal keeps the
+last good one and says so. Clients read the files whenever they dial.
 """
 
 from __future__ import annotations

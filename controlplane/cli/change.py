@@ -1,10 +1,9 @@
 """What an operator changes: drain, failover, failback, freeze, override, drill.
 
-Each asks the cluster first what the change would do (`--dry-run` stops there), shows it, asks for
-a yes on a terminal, and then
-sends it with a request id, so that a repeat after a lost answer changes nothing. Exit codes: 0
-done, 3 refused by a
-safety rule, 4 no replica answers, 5 the wait was over before it was applied everywhere.
+Each asks the cluster first what the change would do (`--dry-run` stops there), shows it, asks for a
+yes on a terminal, and then sends it with a request id, so that a repeat after a lost answer changes
+nothing. Exit codes: 0 done, 3 refused by a safety rule, 4 no replica answers, 5 the wait was over
+before it was applied everywhere.
 """
 
 from __future__ import annotations

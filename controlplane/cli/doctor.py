@@ -1,8 +1,7 @@
 """`weir doctor`: what would trouble you tonight, checked from here, with what to do about it.
 
 Asks any replica, and with --config also etcd, Redis and the certificates that the file names. Exit
-code 1 when a check
-failed, 4 when no replica answers at all.
+code 1 when a check failed, 4 when no replica answers at all.
 """
 
 from __future__ import annotations

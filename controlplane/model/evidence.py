@@ -1,9 +1,8 @@
 """Evidence: what was observed, as the decision receives it.
 
-Two forms. A `Digest` is what one replica merged from its agents, cumulative since its boot;
-digests travel between
-replicas. `Evidence` is what one tick adds: the difference of two sets of digests, made by
-`decision.fold`.
+Two forms. A `Digest` is what one replica merged from its agents, cumulative since its boot; digests
+travel between replicas. `Evidence` is what one tick adds: the difference of two sets of digests,
+made by `decision.fold`.
 """
 
 from __future__ import annotations
@@ -192,13 +191,11 @@ class Evidence:
     """The input of one tick.
 
     `regions` holds one entry per configured region, sorted by name, counters gained since the last
-    tick.
-    `committed_epoch` is the newest epoch read back from etcd, `converged_epoch` the newest epoch
-    that every live subscriber
-    has applied or is past its staleness bound. `highest_epoch` is the highest epoch anyone has
-    ever seen.
-    `coordination_suspect` is true when many leases vanished at once: evidence against etcd, not
-    against regions. `gains` may replace the cells of all regions.
+    tick. `committed_epoch` is the newest epoch read back from etcd, `converged_epoch` the newest
+    epoch that every live subscriber has applied or is past its staleness bound. `highest_epoch` is
+    the highest epoch anyone has ever seen. `coordination_suspect` is true when many leases vanished
+    at once: evidence against etcd, not against regions. `gains` may replace the cells of all
+    regions.
     """
 
     regions: tuple[RegionEvidence, ...]

@@ -46,8 +46,7 @@ class Intents:
     """Everything asked for and not yet expired, sorted by region and by channel.
 
     `failback` lists regions for which an operator allows an earlier return; `closed_gates` names
-    gates (for example an
-    unclean reconciliation) that forbid automatic failback.
+    gates (for example an unclean reconciliation) that forbid automatic failback.
     """
 
     drains: tuple[Drain, ...] = ()

@@ -1,8 +1,8 @@
 """The plan: an immutable routing decision, and what else a decision says.
 
 Times inside a plan are ms of attentive time (the decision knows no wall clock). `committed_at_ms`
-is the wall clock of the
-commit, for people; the edge renders `since_ms` as `committed_at - (decided_at - since)`.
+is the wall clock of the commit, for people; the edge renders `since_ms` as `committed_at -
+(decided_at - since)`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 decision.
 
 The edge (`controlplane.config`) builds these from YAML and checks ranges; here they are plain
-values, complete enough to
-replay a decision from its log.
+values, complete enough to replay a decision from its log.
 """
 
 from __future__ import annotations

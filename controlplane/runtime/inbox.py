@@ -2,14 +2,12 @@
 
 Rules
 - Reports are cumulative since the agent's boot; the inbox adds what each has gained, so its own
-  totals only grow while
-  agents come, go and restart. Lost, repeated and reordered reports do no harm.
+  totals only grow while agents come, go and restart. Lost, repeated and reordered reports do no
+  harm.
 - The first report of a boot (seq 1) counts whole. An agent that arrives with a later seq was
-  counted by another replica
-  before: its report is the baseline and counts nothing.
+  counted by another replica before: its report is the baseline and counts nothing.
 - A region is one vantage: of several agents' views of an ingress the best counts, because one
-  agent that reaches a
-  region proves that it can be reached.
+  agent that reaches a region proves that it can be reached.
 - Agents silent for `FORGET_MS` are forgotten; their counts stay in the totals.
 """
 

@@ -2,8 +2,7 @@
 answer.
 
 Every replica follows the event keys; consoles and `weir events --follow` are fed from this one
-watch, so that a hundred
-consoles cost etcd nothing.
+watch, so that a hundred consoles cost etcd nothing.
 """
 
 from __future__ import annotations

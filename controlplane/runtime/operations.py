@@ -2,10 +2,9 @@
 through.
 
 Progress itself is read off the plan (`runtime.progress`); the keeper adds the times of the stages
-and ends drills. A drill
-is a failover with a purpose: leave the region, wait until that is applied everywhere (timed
-against the budget), hold,
-return. It is aborted, and the region returns at once, when
+and ends drills. A drill is a failover with a purpose: leave the region, wait until that is applied
+everywhere (timed against the budget), hold, return. It is aborted, and the region returns at once,
+when
 - another region stops being healthy, or the plan panics;
 - another drill holds the fenced lock `jobs/drill`, or the locks cannot vouch for ours any more;
 - the failover is not applied everywhere within the budget;

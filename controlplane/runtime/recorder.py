@@ -1,8 +1,7 @@
 """Writes the decision log of a leader to disk: bounded, rotated, every file complete by itself.
 
 Lines are buffered and written by a thread, so that a slow disk never delays a tick. A full disk
-costs the log, not the
-decision: it is said once and tried again at the next rotation.
+costs the log, not the decision: it is said once and tried again at the next rotation.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Who follows the plan at this replica, and which epoch each has applied.
 
 "Converged" means that every live subscriber has applied an epoch. A subscriber is live while its
-stream is open and it
-has lately given a sign of life; who is neither has stopped by itself (`endpoint_stale_after`) and
-is not waited for.
+stream is open and it has lately given a sign of life; who is neither has stopped by itself
+(`endpoint_stale_after`) and is not waited for.
 """
 
 from __future__ import annotations

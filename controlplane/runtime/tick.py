@@ -2,9 +2,8 @@
 disaster.
 
 Every replica folds in every tick, so that its evidence is warm when it comes to lead. Only the
-leader steps, and only what
-etcd accepted under the leader's term travels on: the leader never publishes what it has just
-computed.
+leader steps, and only what etcd accepted under the leader's term travels on: the leader never
+publishes what it has just computed.
 
 While etcd does not answer, the last known good plan stays in force. Who led goes on deciding with
 what it knows, on a copy of its state: nothing of that is written or travels. Each such tick counts,

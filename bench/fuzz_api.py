@@ -10,6 +10,7 @@ import collections
 import itertools
 import random
 import resource
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -93,6 +94,7 @@ async def main(total: int) -> int:
     finally:
         redis.kill()
         etcd.stop()
+        shutil.rmtree(directory, ignore_errors=True)
     print(f"requests {sum(answers.values())} on {len(METHODS)} methods")
     for code, count in answers.most_common():
         print(f"  {code:24} {count}")

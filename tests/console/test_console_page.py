@@ -118,7 +118,7 @@ def test_a_calm_page_shows_every_fact_and_is_readable(
         expect(matrix.get_by_role("row")).to_have_count(5)
         expect(matrix).to_contain_text("closed")
         expect(page.get_by_role("img", name="Load of the regions")).to_be_visible()
-        assert page.locator("canvas").count() == 1
+        expect(page.locator("canvas")).to_have_count(1)
         assert page.evaluate(NAMELESS) == []
         faint = [(text, round(ratio, 2)) for text, ratio in page.evaluate(CONTRASTS) if ratio < AA]
         assert faint == []

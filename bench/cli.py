@@ -27,7 +27,7 @@ READS = (
 )  # fmt: skip
 CHANGES = (
     "drain south", "undrain south", "failover --from south", "failback south", "freeze",
-    "unfreeze", "override alipay --weights east=7000,north=2500,south=500 --for 5m",
+    "unfreeze", "override alipay --weights east=7000,north=3000 --for 5m",
     "override alipay --clear",
 )  # fmt: skip
 ONE_CALL = """

@@ -193,9 +193,24 @@ async def _healthy(lab: Lab) -> bool:
         if task.done():
             task.result()  # shows why it ended
     plans = [replica.board.plan for replica in lab.replicas.values()]
-    return lab.leader() is not None and all(
-        plan is not None and all(s.verdict == "healthy" for s in plan.regions) for plan in plans
+    everybody = all(_regions_heard(replica) == set(REGIONS) for replica in lab.replicas.values())
+    return (
+        everybody
+        and lab.leader() is not None
+        and all(
+            plan is not None and all(s.verdict == "healthy" for s in plan.regions) for plan in plans
+        )
     )
+
+
+def _regions_heard(replica: Replica) -> set[str]:
+    """Regions whose agents a replica knew of at its last tick, its own or by the others' digests."""
+    loop = getattr(replica, "loop", None)  # there once it has connected
+    evidence = loop.evidence if loop else None
+    if evidence is None:
+        return set()
+    silent_after_ms = replica.topology.policy.silent_after_ms
+    return {str(r.region) for r in evidence.regions if r.agents_heard(silent_after_ms)}
 
 
 def mutation(**fields: Any) -> pb.Mutation:

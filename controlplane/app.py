@@ -22,6 +22,7 @@ from controlplane.adapters.admin_changes import AdminService
 from controlplane.adapters.admin_local import LocalChanger
 from controlplane.adapters.audit_trail import AuditTrail
 from controlplane.adapters.console_feed import ConsoleFeed
+from controlplane.adapters.core_log import core_log
 from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.etcd_intents import EtcdIntents
 from controlplane.adapters.etcd_leader import EtcdLeaderKey
@@ -401,4 +402,6 @@ async def serve(path: Path, config: WeirConfig, clock: Clock) -> None:
     loop.add_signal_handler(signal.SIGHUP, replica.reload, path)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, replica.stop)
-    await replica.run()
+    with core_log(lambda: replica.metrics.call_denied("handshake")):
+        logging.configure(config.log.level, config.log.format)  # to the real stderr
+        await replica.run()

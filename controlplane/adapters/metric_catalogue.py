@@ -38,7 +38,7 @@ ETCD_FAILURES: Final = ("unavailable", "deadline_exceeded")
 """The statuses to expect; any other that gRPC has may appear beside them."""
 ETCD_EVENTS: Final = ("rotation", "ambiguous", "login", "watch_resume", "watch_relist")
 ALARMS: Final = ("audit",)
-DENIALS: Final = ("identity", "role", "rate")
+DENIALS: Final = ("identity", "role", "rate", "handshake")
 RELOAD_RESULTS: Final = ("ok", "unchanged", "refused")
 CERTIFICATES: Final = ("server", "ca", "etcd", "redis")
 PROBE_PHASES: Final = ("dns", "tcp", "tls", "first_byte")
@@ -121,7 +121,11 @@ CATALOGUE: Final[tuple[Spec, ...]] = (
         "Broken invariants met by this replica. Every one is worth a person.",
         "kind",
     ),
-    _counter("weir_calls_denied", "gRPC calls refused to a caller, by reason.", "reason"),
+    _counter(
+        "weir_calls_denied",
+        "gRPC calls refused to a caller, by reason; handshake: a TLS handshake that failed.",
+        "reason",
+    ),
     # the plan in force at this replica
     _gauge("weir_plan_epoch", "Epoch of the plan in force at this replica; 0 when it has none."),
     _gauge(

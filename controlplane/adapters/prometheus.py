@@ -193,7 +193,7 @@ class Metrics(Meters):
     # --- plan and failovers -------------------------------------------------------------------
 
     def call_denied(self, reason: str) -> None:
-        """Count a call refused to its caller: identity, role or rate."""
+        """Count a call refused to its caller: identity, role, rate or handshake."""
         self.counters["weir_calls_denied"].labels(one_of(reason, catalogue.DENIALS)).inc()
 
     def set_plan(self, plan: Plan) -> None:

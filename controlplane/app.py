@@ -276,6 +276,7 @@ class Replica:
             "tick": self.loop.run,
             "election": self.elector.run,
             "follow_plan": lambda: self.serving.follow(self.store, lambda: self.loop.highest_seen),
+            "save_plan": self.serving.save,
             "follow_intents": self._follow_intents,
             "journal": self.journal.run,
             "ads": self.ads.run,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable
 
 import structlog
@@ -44,6 +45,9 @@ class PlanServing:
         self._ads = ads
         self._metrics = metrics
         self._dataplane = dataplane
+        self._unsaved: Saved | None = None
+        self._dirty = asyncio.Event()
+        self._writing = threading.Lock()
 
     def last_good(self) -> Epoch:
         """Serve the plan from disk; return the highest epoch that the disk knows of."""
@@ -83,11 +87,29 @@ class PlanServing:
                 if not await self._board.publish(committed.plan):
                     continue
                 self.to_data_planes(committed.plan, confirmed=True)
-                saved = Saved(
+                self._unsaved = Saved(
                     plan=encode_plan(committed.plan),
                     highest_epoch=max(highest_seen(), committed.plan.epoch),
                 )
-                try:
-                    await asyncio.to_thread(self._file.save, saved)
-                except UnavailableError as error:
-                    log.error("plan_not_saved", error=str(error))
+                self._dirty.set()
+
+    async def save(self) -> None:
+        """Bring the newest published plan to disk, in its own time: a write that stalls delays no
+        plan, and plans that came meanwhile are skipped."""
+        try:
+            while True:
+                await self._dirty.wait()
+                self._dirty.clear()
+                await asyncio.to_thread(self._save)
+        finally:
+            self._save()
+
+    def _save(self) -> None:
+        with self._writing:  # one at a time: the older of two must not come last
+            saved, self._unsaved = self._unsaved, None
+            if saved is None:
+                return
+            try:
+                self._file.save(saved)
+            except UnavailableError as error:
+                log.error("plan_not_saved", error=str(error))

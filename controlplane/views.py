@@ -170,7 +170,9 @@ class Views:
         state, evidence = await self.state(), self.loop.evidence
         if evidence is None:
             raise UnavailableError("this replica has just started; ask again in a second", 1000)
-        result = whatif(self.topology(), state, evidence, intents, self._drill_age_ms())
+        result = whatif(
+            self.topology(), state, evidence, intents, self._drill_age_ms(), held=self.intents()
+        )
         return EffectView(
             routes=result.plan.routes,
             regions=tuple(
@@ -195,6 +197,7 @@ class Views:
                 before=before,
                 after=after,
                 drill_age_ms=self._drill_age_ms(),
+                held=self.local.intents,
             )
         )
         found += [

@@ -255,6 +255,7 @@ class AdsService:
                     mine,
                     applied_epoch=min(mine.applied_epoch, other.applied_epoch),
                     age_ms=max(mine.age_ms, other.age_ms),
+                    error=mine.error or other.error,
                 )
             live[mine.name] = mine
         return tuple(sorted({**found, **live}.values(), key=lambda s: s.name))

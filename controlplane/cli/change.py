@@ -8,6 +8,7 @@ before it was applied everywhere.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 import uuid
@@ -40,6 +41,7 @@ OPTIONS = {
     "hold_s": "--hold",
 }
 """Fields of the API and the options that give them."""
+_BASIS_POINTS: Final = re.compile(r"[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +138,7 @@ def _weights(text: str) -> list[common_pb2.RegionWeight]:
     out = []
     for part in text.split(","):
         region, _, weight = part.partition("=")
-        if not weight.strip().isdigit():
+        if not _BASIS_POINTS.fullmatch(weight.strip()):
             raise InvalidInputError("--weights", f"{part!r} is not REGION=BASISPOINTS")
         out.append(common_pb2.RegionWeight(region=region.strip(), weight_bp=int(weight)))
     return out
@@ -171,7 +173,9 @@ def _run(
 
 def _confirmed() -> bool:
     try:
-        return input("Do it? [y/N]: ").strip().lower() in {"y", "yes"}
+        sys.stderr.write("Do it? [y/N]: ")  # stdout is for the answer
+        sys.stderr.flush()
+        return input().strip().lower() in {"y", "yes"}
     except EOFError:
         return False
 

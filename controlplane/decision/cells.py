@@ -222,10 +222,11 @@ def tilted(world: World, state: State) -> Column:
     raw = 1.0 - TILT_PER_ERROR * excess - np.clip(0.1 * slower, 0.0, TILT_LATENCY_MOST)
     raw = np.clip(raw, TILT_LEAST, 1.0)
     held = columns["tilt"]
-    rising = np.broadcast_to((worse >= limit).reshape(shape).any(axis=0), shape).reshape(-1)
+    closed = judged_cells(world, state)  # a test that does not run does not rise
+    high = (closed & (worse >= limit)).reshape(shape)
+    rising = np.broadcast_to(high.any(axis=0), shape).reshape(-1)
     step = (np.abs(raw - held) >= 0.075) & ~rising  # noqa: PLR2004 - see above
     tilt = np.where(step, np.round(raw, 1), held)
-    closed = judged_cells(world, state)
     return np.asarray(np.where(closed, tilt, 1.0), dtype=np.float64)
 
 

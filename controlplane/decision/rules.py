@@ -8,6 +8,9 @@
   sets the bounds; a bound of 0 is not asked for.
 - gate: a failback while a gate is closed.
 - override_out: an override that sends payments to a failed or drained region.
+
+What holds already is not judged again: an override that stands from before its region failed must
+not make every other button fail in the very outage that they are for.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from controlplane.decision.state import State
 from controlplane.decision.world import compiled
 from controlplane.model.evidence import Evidence
 from controlplane.model.ids import FULL_BP, RegionName
-from controlplane.model.intents import Intents
+from controlplane.model.intents import NO_INTENTS, Intents
 from controlplane.model.load import load_bp, utilisation_bp
 from controlplane.model.plan import Phase, Plan, Verdict
 from controlplane.model.topology import Topology
@@ -42,7 +45,8 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """What the rules look at: the intents, where they lead, and what is known of the regions."""
+    """What the rules look at: the intents asked for and those that hold already, where the former
+    lead, and what is known of the regions."""
 
     topology: Topology
     state: State
@@ -51,14 +55,24 @@ class Judged:
     before: Plan | None
     after: Plan
     drill_age_ms: Mapping[RegionName, int]
+    held: Intents = NO_INTENTS
+
+    @property
+    def drains(self) -> set[RegionName]:
+        """Regions that the change drains anew."""
+        return {d.region for d in self.intents.drains} - {d.region for d in self.held.drains}
+
+    @property
+    def returns(self) -> list[RegionName]:
+        """Regions that the change lets return anew."""
+        return [name for name in self.intents.failback if name not in self.held.failback]
 
 
 def refusals(case: Judged) -> list[Refusal]:
     """Return every rule that says no."""
-    asked = {d.region for d in case.intents.drains}
     failed = {s.name for s in case.after.regions if s.phase is Phase.FAILED}
     return [
-        *_in_service(case.topology, failed, asked),
+        *(_in_service(case, failed) if case.drains else ()),
         *_overloads(case.topology, case.before, case.after),
         *_returns(case),
         *_targets(case),
@@ -66,11 +80,12 @@ def refusals(case: Judged) -> list[Refusal]:
     ]
 
 
-def _in_service(
-    topology: Topology, failed: set[RegionName], asked: set[RegionName]
-) -> Iterator[Refusal]:
-    if not asked:
-        return
+def _in_service(case: Judged, failed: set[RegionName]) -> Iterator[Refusal]:
+    topology = case.topology
+    # drained by the plan: what a replica alone is asked comes on top of it
+    asked = {d.region for d in case.intents.drains} | {
+        s.name for s in case.after.regions if s.drained
+    }
     left = [r.name for r in topology.regions if r.name not in failed | asked]
     if len(left) < topology.policy.min_regions:
         yield Refusal(
@@ -90,7 +105,7 @@ def _in_service(
 
 
 def _returns(case: Judged) -> Iterator[Refusal]:
-    for name in case.intents.failback:
+    for name in case.returns:
         now = case.state.memory.regions.get(name)
         # a region that went by order counts as unhealthy too: the order may be taken back at once
         if now is not None and now.verdict is Verdict.UNHEALTHY and now.kind not in ORDERED:
@@ -109,14 +124,14 @@ def _returns(case: Judged) -> Iterator[Refusal]:
 
 def _targets(case: Judged) -> Iterator[Refusal]:
     """Judge the regions that the change sends more to."""
-    intents, policy = case.intents, case.topology.policy
-    moves = bool(intents.drains or intents.overrides)
+    intents, held, policy = case.intents, case.held, case.topology.policy
+    moves = (intents.drains, intents.overrides) != (held.drains, held.overrides)
     heard = {region.region: region for region in case.evidence.regions}
     for region in case.topology.regions:
         name = region.name
         was_bp = load_bp(case.topology, case.before, name) if case.before else 0
         gains = moves and load_bp(case.topology, case.after, name) > was_bp
-        if not gains and name not in intents.failback:
+        if not gains and name not in case.returns:
             continue
         seen = heard.get(name)
         lag_s = seen.queue_lag_s.get(policy.ready_queue) if seen else None
@@ -162,8 +177,11 @@ def _drilled(name: RegionName, age_ms: int | None, most_h: int) -> Iterator[Refu
 
 
 def _overrides(case: Judged, failed: set[RegionName]) -> Iterator[Refusal]:
-    out = failed | honoured_drains(compiled(case.topology), case.intents)
+    drained = {s.name for s in case.after.regions if s.drained}
+    out = failed | drained | honoured_drains(compiled(case.topology), case.intents)
     for override in case.intents.overrides:
+        if override in case.held.overrides and not case.drains:
+            continue
         sent = [name for name, weight_bp in override.weights if weight_bp and name in out]
         if sent:
             yield Refusal(

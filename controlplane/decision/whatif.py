@@ -1,10 +1,9 @@
 """What if: the plan that other intents would lead to, by the very step that would carry them out.
 
 The step is run ahead in virtual ticks with the present evidence standing still (nothing new is
-counted, nobody grows
-older), until the weights have arrived and no region is on its way back, or `TICKS_MAX` have
-passed. Nothing is estimated by
-a second formula that could disagree with the first.
+counted, nobody grows older), until the weights have arrived and no region is on its way back, or
+`TICKS_MAX` have passed. Nothing is estimated by a second formula that could disagree with the
+first.
 
 Safety rules (`decision.rules`) look at where that leads.
 """
@@ -20,7 +19,7 @@ from controlplane.decision.state import State
 from controlplane.decision.step import step
 from controlplane.model.evidence import Evidence
 from controlplane.model.ids import RegionName
-from controlplane.model.intents import Intents
+from controlplane.model.intents import NO_INTENTS, Intents
 from controlplane.model.load import load_bp, utilisation_bp
 from controlplane.model.plan import Phase, Plan
 from controlplane.model.topology import Topology
@@ -54,10 +53,12 @@ def whatif(
     evidence: Evidence,
     intents: Intents,
     drill_age_ms: Mapping[RegionName, int] | None = None,
+    held: Intents = NO_INTENTS,
 ) -> Outcome:
     """Run ahead with other intents and say where it leads and what forbids it.
 
-    `drill_age_ms` tells how long ago each region's last completed drill ended.
+    `drill_age_ms` tells how long ago each region's last completed drill ended, `held` which intents
+    hold already.
     """
     before = state.memory.plan
     after = _settle(topology, state, evidence, intents)
@@ -83,6 +84,7 @@ def whatif(
                     before=before,
                     after=after,
                     drill_age_ms=drill_age_ms or {},
+                    held=held,
                 )
             )
         ),

@@ -222,9 +222,9 @@ class DecisionLoop:
             self._think(evidence, now_ms)
             self._reign = None
             return
-        self._shadow = None
         try:
             reign = await self._enter(leadership)
+            self._shadow = None  # not before: a return that fails goes on saying what it would do
             await self._decide(reign, evidence, now_ms)
         except DeposedError as error:
             self._metrics.fenced_write_rejected()

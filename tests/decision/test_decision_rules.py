@@ -10,8 +10,8 @@ from controlplane.decision.rules import HOUR_MS, Judged, refusals
 from controlplane.decision.state import State
 from controlplane.model.evidence import Evidence, RegionEvidence
 from controlplane.model.ids import Epoch, RegionName
-from controlplane.model.intents import NO_INTENTS, Drain, Intents
-from controlplane.model.plan import Plan, Route
+from controlplane.model.intents import NO_INTENTS, Drain, Freeze, Intents, Override
+from controlplane.model.plan import Phase, Plan, RegionStatus, Route, Verdict
 from controlplane.model.topology import Policy
 from controlplane.simulation.demo import EAST, NORTH, SOUTH, demo_topology
 
@@ -82,3 +82,63 @@ def test_regions_that_get_no_more_are_not_asked():
     assert all("south" not in line for line in judged(policy, lag_s=60))
     back = replace(NO_INTENTS, failback=(SOUTH,))
     assert any("south" in line for line in judged(policy, intents=back))
+
+
+def east_failed(intents: Intents, held: Intents, *, north_drained: bool = False) -> list[str]:
+    """Rules that refuse a change while East is failed and `held` holds."""
+    topology = demo_topology(Policy())
+    state = State.initial(topology)
+    regions = dict(state.memory.regions)
+    regions[EAST] = replace(
+        regions[EAST], phase=Phase.FAILED, verdict=Verdict.UNHEALTHY, kind="dead", cause="no report"
+    )
+    now = plan(topology, east=0, north=9000, south=1000)
+    statuses = (
+        RegionStatus(name=EAST, phase=Phase.FAILED, verdict=Verdict.UNHEALTHY),
+        RegionStatus(
+            name=NORTH, phase=Phase.HEALTHY, verdict=Verdict.HEALTHY, drained=north_drained
+        ),
+    )
+    now = replace(now, regions=statuses)
+    case = Judged(
+        topology=topology,
+        state=state.having(replace(state.memory, regions=regions)),
+        evidence=Evidence(regions=()),
+        intents=intents,
+        before=now,
+        after=now,
+        drill_age_ms={},
+        held=held,
+    )
+    return [r.rule for r in refusals(case)]
+
+
+FIXED = Override(channel="alipay", weights=((EAST, 7000), (NORTH, 3000)), reason="before")
+
+
+@pytest.mark.parametrize(
+    "held", [replace(NO_INTENTS, failback=(EAST,)), Intents(overrides=(FIXED,))]
+)
+def test_what_holds_already_refuses_nothing_else(held: Intents) -> None:
+    """A failback or an override of East stands when East dies: asked for anew it would be refused,
+    but it does not make the freeze fail that the operator needs now."""
+    frozen = replace(held, freeze=Freeze(reason="hold on"))
+    assert east_failed(frozen, held) == []
+    assert set(east_failed(frozen, NO_INTENTS)) & {"target_ready", "override_out"}
+
+
+def test_a_drain_makes_standing_overrides_count_again() -> None:
+    """What a standing override would send to a region drained anew is refused."""
+    held = Intents(overrides=(replace(FIXED, weights=((NORTH, 10_000),)),))
+    drained = replace(held, drains=(Drain(region=NORTH, reason="test"),))
+    assert "override_out" in east_failed(drained, held)
+
+
+def test_what_the_plan_has_drained_is_out() -> None:
+    """A replica alone is asked on top of the committed plan: with East failed and North drained by
+    the plan, unionpay has nobody left, and no override may send payments to North."""
+    alone = Intents(drains=(Drain(region=SOUTH, reason="test"),))
+    assert "channel_served" in east_failed(alone, NO_INTENTS, north_drained=True)
+    moved = Intents(overrides=(replace(FIXED, weights=((NORTH, 10_000),)),))
+    assert "override_out" in east_failed(moved, NO_INTENTS, north_drained=True)
+    assert "override_out" not in east_failed(moved, NO_INTENTS)

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # or gRPC's handlers hang a server's start
+
 import structlog
 from lock_faults import LOSSES, UNORDERED_BY_LINEAGE, Fault
 from lock_history import Verdict, check

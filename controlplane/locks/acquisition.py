@@ -105,7 +105,11 @@ class Acquisition:
             # before asking: the notification may arrive together with the answer
             self._told = manager.hand_offs[ask.request] = self._loop.create_future()
         sent = self._clock.monotonic_ms()
-        answer = await manager.ask(ask, sent)
+        try:
+            answer = await manager.ask(ask, sent)
+        except asyncio.CancelledError:
+            self.in_redis = True  # it may be: the call has left, and Redis runs it all the same
+            raise
         if isinstance(answer, codec.Granted):
             self.in_redis = True  # from here on it has to be given back if anything fails
             return await self._vouch(

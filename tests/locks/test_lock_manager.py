@@ -257,6 +257,20 @@ async def test_what_a_newer_attempt_leaves_an_older_one_gives_back(lab: Lab) -> 
     assert not (await locks.inspect("a")).holders
 
 
+async def test_cancelled_before_the_first_answer(lab: Lab) -> None:
+    """A call that has left for Redis is granted there although its caller has gone: the lock is
+    given back, not kept for nobody until its time is over."""
+    locks = await lab.manager(limits=PATIENT)
+    grant = await locks.acquire("a", owner="o", ttl_ms=TTL)  # from here on Redis knows the script
+    await locks.release("a", owner="o", token=grant.token)
+    gone = asyncio.ensure_future(locks.acquire("a", owner="gone", ttl_ms=TTL))
+    await asyncio.sleep(0)  # its first step: the call is on its way
+    gone.cancel()
+    await asyncio.wait({gone})
+    following = await locks.acquire("a", owner="next", ttl_ms=TTL, wait_ms=5_000)
+    assert following.token.counter == grant.token.counter + 2, "it had been granted"
+
+
 async def test_the_wait_ends_on_time(lab: Lab) -> None:
     """A waiter that is not served is refused and leaves no trace in the queue."""
     locks = await lab.manager(limits=PATIENT)

@@ -2,7 +2,7 @@
 
 Theory. Calls made in one turn of the event loop, or while a message is being sent, leave together
 in the next one (`lock_session` is the other end). A call that is cancelled or not answered in time
-is withdrawn, so that its place in a queue is not kept for nobody.
+is withdrawn, so that neither a place in a queue nor a grant is kept for nobody.
 
 Failure modes. When the stream breaks every call in flight fails with UnavailableError, its outcome
 unknown; the next call opens a new stream. A repetition carries the same request id. A server that
@@ -50,6 +50,9 @@ class LockStream:
         alarm = loop.call_later(timeout_ms / 1000, _expire, future, timeout_ms)
         try:
             answer = await future
+        except asyncio.CancelledError:
+            self._waiting[number] = future  # also when the answer had come: nobody will read it
+            raise
         except _NoSessionsError:
             return await self.single(METHODS[kind], request, timeout_ms, name)
         finally:

@@ -297,4 +297,4 @@ def _mode(text: str) -> Mode | None:
     try:
         return Mode(text)
     except ValueError:
-        raise InvalidInputError("mode", f"{text!r} is not strict or lineage") from None
+        raise InvalidInputError("mode", "strict or lineage, or empty") from None

@@ -9,7 +9,8 @@ unless its outcome came first; a grant that crossed its withdrawal is given back
 gone. When the stream ends, by either side, what still waits is withdrawn.
 
 Limits. `CALLS_MAX` calls under way; one more is answered UNAVAILABLE with RetryInfo at once, so
-nothing queues up here and a withdrawal is never stuck behind it.
+no call queues up here and a withdrawal is never stuck behind one. A client that does not read its
+answers is not read either once more than `CALLS_MAX` of them lie here: flow control stops it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ log = structlog.get_logger(__name__)
 
 CALLS_MAX: Final = 2_000
 """Calls of one stream under way at once."""
+ANSWERS_A_MESSAGE: Final = 500
+"""Keeps a message far below gRPC's limit of 4 MiB."""
 RETRY_MS: Final = 100
 
 
@@ -79,6 +82,7 @@ class LockSession:
         """The newest `CALLS_MAX` grants, whose withdrawal may still be on its way."""
         self._answers: list[lock_pb2.SessionAnswer] = []
         self._something = asyncio.Event()
+        self._room = asyncio.Event()
         self._read_all = False
 
     async def run(self, requests: AsyncIterator[lock_pb2.SessionRequest]) -> None:
@@ -87,6 +91,9 @@ class LockSession:
             group.create_task(self._write(), name="lock-session")
             async for request in requests:
                 for call in request.calls:
+                    while len(self._answers) > CALLS_MAX:
+                        self._room.clear()
+                        await self._room.wait()
                     self._begin(group, call)
             self._read_all = True
             self._something.set()
@@ -162,7 +169,9 @@ class LockSession:
             await self._something.wait()
             self._something.clear()
             while self._answers:
-                answers, self._answers = self._answers, []
+                answers = self._answers[:ANSWERS_A_MESSAGE]
+                del self._answers[:ANSWERS_A_MESSAGE]
+                self._room.set()
                 await write(lock_pb2.SessionResponse(answers=answers))
             if self._read_all and not self._under_way:
                 return

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
 
+from controlplane.adapters import lock_session
+from controlplane.adapters.lock_session import LockSession
 from controlplane.adapters.lock_stream import LockStream
 from controlplane.v1 import lock_pb2
 
@@ -65,3 +68,53 @@ async def test_an_answer_that_nobody_reads_is_withdrawn() -> None:
             await replica.heard.wait()
         assert replica.sent[-1].withdraw == 1
         await stream.aclose()
+
+
+class SlowReader:
+    """A client that reads when it is told to; `kept` are the answers that lay there meanwhile."""
+
+    def __init__(self) -> None:
+        self.session: LockSession
+        self.go_on = asyncio.Event()
+        self.messages: list[int] = []
+        self.answered: list[int] = []
+        self.kept: list[int] = []
+
+    async def write(self, response: lock_pb2.SessionResponse) -> None:
+        """Read one message."""
+        self.messages.append(len(response.answers))
+        await self.go_on.wait()
+        self.kept.append(len(self.session._answers))
+        self.answered += [answer.id for answer in response.answers]
+
+
+@pytest.mark.parametrize("calls_a_message", [1, 50])
+async def test_a_client_that_does_not_read_is_not_read(
+    monkeypatch: pytest.MonkeyPatch, calls_a_message: int
+) -> None:
+    """What lies here for it is bounded, whatever it sends; once it reads it gets every answer, in
+    messages of bounded size."""
+    monkeypatch.setattr(lock_session, "CALLS_MAX", 4)
+    monkeypatch.setattr(lock_session, "ANSWERS_A_MESSAGE", 3)
+    client = SlowReader()
+    client.session = LockSession(None, client)
+    read: list[int] = []
+
+    async def requests() -> AsyncIterator[lock_pb2.SessionRequest]:
+        for start in range(0, 100, calls_a_message):
+            numbers = range(start, start + calls_a_message)
+            calls = [lock_pb2.SessionCall(id=number) for number in numbers]
+            await asyncio.sleep(0)  # as a stream does between messages
+            read.extend(numbers)
+            yield lock_pb2.SessionRequest(calls=calls)
+
+    serving = asyncio.ensure_future(client.session.run(requests()))
+    for _ in range(300):  # turns in which all of it could have been read
+        await asyncio.sleep(0)
+    assert len(read) <= max(10, calls_a_message)
+    client.go_on.set()
+    async with asyncio.timeout(20):
+        await serving
+    assert client.answered == list(range(100))
+    assert max(client.messages) == 3
+    assert max(client.kept) <= 5

@@ -9,9 +9,10 @@ from typing import Any
 import grpc
 import pytest
 
-from controlplane.adapters import lock_session
+from controlplane.adapters import lock_session, lock_stream
 from controlplane.adapters.lock_session import LockSession
 from controlplane.adapters.lock_stream import LockStream
+from controlplane.model.errors import UnavailableError
 from controlplane.v1 import lock_pb2
 
 
@@ -23,6 +24,8 @@ class Replica:
         self.answers: asyncio.Queue[lock_pb2.SessionResponse] = asyncio.Queue()
         self.heard = asyncio.Event()
         self.before_read: Any = lambda: None
+        self.takes = asyncio.Event()
+        self.takes.set()
 
     def Session(self) -> Replica:  # noqa: N802
         """Begin."""
@@ -37,6 +40,7 @@ class Replica:
         """Take calls."""
         self.sent += request.calls
         self.heard.set()
+        await self.takes.wait()
 
     def cancel(self) -> None:
         """End."""
@@ -68,6 +72,38 @@ async def test_an_answer_that_nobody_reads_is_withdrawn() -> None:
             await replica.heard.wait()
         assert replica.sent[-1].withdraw == 1
         await stream.aclose()
+
+
+async def test_calls_to_a_replica_that_hangs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing leaves while the replica takes nothing; what waits to leave is bounded, and leaves
+    once the replica takes calls again."""
+    monkeypatch.setattr(lock_stream, "OUT_MAX", 3)
+    replica = Replica()
+    replica.takes.clear()
+    async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
+        stream = stream_to(replica, channel)
+
+        def call() -> asyncio.Future[Any]:
+            return asyncio.ensure_future(stream.ask("renew", lock_pb2.RenewRequest(), 60_000, "a"))
+
+        calls = [call()]
+        async with asyncio.timeout(20):
+            await replica.heard.wait()  # the first is stuck on its way
+        calls += [call() for _ in range(4)]
+        with pytest.raises(UnavailableError, match="takes no calls"):
+            async with asyncio.timeout(20):
+                await calls[-1]
+        assert not any(waiting.done() for waiting in calls[:-1])
+        assert len(replica.sent) == 1
+        replica.heard.clear()
+        replica.takes.set()
+        async with asyncio.timeout(20):
+            await replica.heard.wait()
+        assert len(replica.sent) == 4
+        await stream.aclose()
+        for waiting in calls[:-1]:
+            with pytest.raises(UnavailableError):
+                await waiting
 
 
 class SlowReader:

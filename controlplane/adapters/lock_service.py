@@ -16,8 +16,9 @@ from typing import Final, Generic, TypeVar
 import grpc
 from google.protobuf import timestamp_pb2
 
-from controlplane.adapters.lock_session import LockSession
+from controlplane.adapters.lock_session import Attempt, LockSession
 from controlplane.adapters.rpc_errors import typed_errors, typed_stream_errors
+from controlplane.locks import codec
 from controlplane.locks.audit import AuditLog, ForcedRelease
 from controlplane.locks.grant import (
     Grant,
@@ -60,6 +61,8 @@ class LockServiceServicer(lock_pb2_grpc.LockServiceServicer):
         self._audit = audit
         self._requests: _Remembered[str] = _Remembered()
         """Request id by lock and token, of grants made here."""
+        self._newest: _Remembered[Attempt | None] = _Remembered()
+        """The newest attempt by request id; None for one that came outside of a session."""
         self._ended: _Remembered[bool] = _Remembered()
         self._released: _Remembered[lock_pb2.ReleaseResponse] = _Remembered()
         self._sessions = 0
@@ -72,7 +75,9 @@ class LockServiceServicer(lock_pb2_grpc.LockServiceServicer):
         del context
         return await self.acquire(request)
 
-    async def acquire(self, request: lock_pb2.AcquireRequest) -> lock_pb2.LockGrant:
+    async def acquire(
+        self, request: lock_pb2.AcquireRequest, attempt: Attempt | None = None
+    ) -> lock_pb2.LockGrant:
         """Acquire, however the request came."""
         manager = self._manager
         _check_request(request.request_id)
@@ -87,6 +92,7 @@ class LockServiceServicer(lock_pb2_grpc.LockServiceServicer):
             raise RefusedError(
                 "request_used", "the grant of this request_id has ended; use a new one"
             )
+        self._newest.put(request.request_id, attempt)
         grant = await manager.acquire(
             request.name, owner=request.owner, ttl_ms=request.ttl_ms, wait_ms=request.wait_ms,
             mode=mode, shared=request.shared, reentrant=request.reentrant,
@@ -94,6 +100,17 @@ class LockServiceServicer(lock_pb2_grpc.LockServiceServicer):
         )  # fmt: skip
         self._requests.put(f"{grant.name} {grant.token}", request.request_id)
         return self._grant(grant)
+
+    def withdraw(self, attempt: Attempt) -> None:
+        """Give back a grant whose caller went while the answer was on its way.
+
+        Not when the request was repeated since, over another stream: the repetition got the same
+        grant, and its caller holds it. Nor when that is forgotten: then its TTL ends it.
+        """
+        if self._newest.get(attempt.request) is attempt:
+            self._manager.withdraw(
+                codec.Ask(name=attempt.name, owner=attempt.owner, request=attempt.request, ttl_ms=0)
+            )
 
     @typed_errors
     async def Renew(  # noqa: N802
@@ -280,4 +297,4 @@ def _mode(text: str) -> Mode | None:
     try:
         return Mode(text)
     except ValueError:
-        raise InvalidInputError("mode", f"{text!r} is not strict or lineage") from None
+        raise InvalidInputError("mode", "strict or lineage, or empty") from None

@@ -5,17 +5,21 @@ together travel together: those that arrive in one message are begun together (a
 Redis in one write), and answers that are ready when the stream is free leave in one message.
 
 Rules. Every call is answered exactly once. A call that is withdrawn is answered with CANCELLED
-unless its outcome came first. When the stream ends, by either side, what still waits is withdrawn.
+unless its outcome came first; a grant that crossed its withdrawal is given back, for its caller has
+gone. When the stream ends, by either side, what still waits is withdrawn.
 
 Limits. `CALLS_MAX` calls under way; one more is answered UNAVAILABLE with RetryInfo at once, so
-nothing queues up here and a withdrawal is never stuck behind it.
+no call queues up here and a withdrawal is never stuck behind one. A client that does not read its
+answers is not read either once more than `CALLS_MAX` of them lie here: flow control stops it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+from collections import OrderedDict
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import grpc
@@ -30,14 +34,32 @@ log = structlog.get_logger(__name__)
 
 CALLS_MAX: Final = 2_000
 """Calls of one stream under way at once."""
+ANSWERS_A_MESSAGE: Final = 500
+"""Keeps a message far below gRPC's limit of 4 MiB."""
 RETRY_MS: Final = 100
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attempt:
+    """One call that acquires, told apart from a repetition of its request: what a withdrawal needs
+    once the call is over."""
+
+    name: str
+    owner: str
+    request: str
 
 
 class Methods(Protocol):
     """What the calls mean (LockServiceServicer)."""
 
-    async def acquire(self, request: lock_pb2.AcquireRequest) -> lock_pb2.LockGrant:
+    async def acquire(
+        self, request: lock_pb2.AcquireRequest, attempt: Attempt
+    ) -> lock_pb2.LockGrant:
         """Acquire."""
+        ...
+
+    def withdraw(self, attempt: Attempt) -> None:
+        """Give back what this attempt was granted, unless its request was repeated since."""
         ...
 
     async def renew(self, request: lock_pb2.RenewRequest) -> lock_pb2.LockGrant:
@@ -56,8 +78,11 @@ class LockSession:
         self._methods = methods
         self._context = context
         self._under_way: dict[int, asyncio.Task[lock_pb2.SessionAnswer]] = {}
+        self._granted: OrderedDict[int, Attempt] = OrderedDict()
+        """The newest `CALLS_MAX` grants, whose withdrawal may still be on its way."""
         self._answers: list[lock_pb2.SessionAnswer] = []
         self._something = asyncio.Event()
+        self._room = asyncio.Event()
         self._read_all = False
 
     async def run(self, requests: AsyncIterator[lock_pb2.SessionRequest]) -> None:
@@ -66,6 +91,9 @@ class LockSession:
             group.create_task(self._write(), name="lock-session")
             async for request in requests:
                 for call in request.calls:
+                    while len(self._answers) > CALLS_MAX:
+                        self._room.clear()
+                        await self._room.wait()
                     self._begin(group, call)
             self._read_all = True
             self._something.set()
@@ -73,9 +101,7 @@ class LockSession:
     def _begin(self, group: asyncio.TaskGroup, call: lock_pb2.SessionCall) -> None:
         kind = call.WhichOneof("call")
         if kind == "withdraw":
-            task = self._under_way.get(call.withdraw)
-            if task is not None:
-                task.cancel()
+            self._withdraw(call.withdraw)
         elif kind is None:
             text = "none of acquire, renew, release, withdraw"
             self._fail(call.id, InvalidInputError("call", text))
@@ -85,9 +111,25 @@ class LockSession:
             text = f"locks: {CALLS_MAX} calls of this stream are under way"
             self._fail(call.id, UnavailableError(text, RETRY_MS))
         else:
+            self._granted.pop(call.id, None)  # a withdrawal of this number means this call now
             task = group.create_task(self._serve(call, kind))
             self._under_way[call.id] = task
             task.add_done_callback(functools.partial(self._done, call.id))
+
+    def _withdraw(self, number: int) -> None:
+        task = self._under_way.get(number)
+        if task is not None and not task.done():
+            task.cancel()
+        elif (attempt := self._granted.pop(number, None)) is not None:
+            self._methods.withdraw(attempt)
+
+    async def _acquire(self, number: int, request: lock_pb2.AcquireRequest) -> lock_pb2.LockGrant:
+        attempt = Attempt(request.name, request.owner, request.request_id)
+        grant = await self._methods.acquire(request, attempt)
+        self._granted[number] = attempt
+        if len(self._granted) > CALLS_MAX:
+            self._granted.popitem(last=False)
+        return grant
 
     async def _serve(self, call: lock_pb2.SessionCall, kind: str) -> lock_pb2.SessionAnswer:
         methods, number = self._methods, call.id
@@ -96,7 +138,9 @@ class LockSession:
                 released = await methods.release(call.release)
                 return lock_pb2.SessionAnswer(id=number, released=released)
             grant = await (
-                methods.acquire(call.acquire) if kind == "acquire" else methods.renew(call.renew)
+                self._acquire(number, call.acquire)
+                if kind == "acquire"
+                else methods.renew(call.renew)
             )
             return lock_pb2.SessionAnswer(id=number, grant=grant)
         except Exception as error:
@@ -125,7 +169,9 @@ class LockSession:
             await self._something.wait()
             self._something.clear()
             while self._answers:
-                answers, self._answers = self._answers, []
+                answers = self._answers[:ANSWERS_A_MESSAGE]
+                del self._answers[:ANSWERS_A_MESSAGE]
+                self._room.set()
                 await write(lock_pb2.SessionResponse(answers=answers))
             if self._read_all and not self._under_way:
                 return

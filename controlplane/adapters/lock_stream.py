@@ -2,11 +2,12 @@
 
 Theory. Calls made in one turn of the event loop, or while a message is being sent, leave together
 in the next one (`lock_session` is the other end). A call that is cancelled or not answered in time
-is withdrawn, so that its place in a queue is not kept for nobody.
+is withdrawn, so that neither a place in a queue nor a grant is kept for nobody.
 
 Failure modes. When the stream breaks every call in flight fails with UnavailableError, its outcome
-unknown; the next call opens a new stream. A repetition carries the same request id. A server that
-knows no sessions is called method by method.
+unknown; the next call opens a new stream. A repetition carries the same request id. A replica that
+hangs lets calls pile up here: with `OUT_MAX` of them the next one is refused at once. (Each of them
+may add its withdrawal.) A server that knows no sessions is called method by method.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from controlplane.v1 import lock_pb2, lock_pb2_grpc
 METHODS: Final = {"acquire": "Acquire", "renew": "Renew", "release": "Release"}
 CALLS_A_MESSAGE: Final = 500
 """Keeps a message far below gRPC's limit of 4 MiB."""
+OUT_MAX: Final = 10_000
+"""Calls waiting to leave, several times what a replica has under way for one stream: with so many
+it hangs, or its network does."""
 
 
 class LockStream:
@@ -43,6 +47,8 @@ class LockStream:
         """Return the answer to one request; errors of `controlplane.locks` about lock `name`."""
         if not self._sessions:
             return await self.single(METHODS[kind], request, timeout_ms, name)
+        if len(self._out) >= OUT_MAX:
+            raise UnavailableError("the replica takes no calls", RETRY_MS)
         number = next(self._numbers)
         loop = asyncio.get_running_loop()
         future = self._waiting[number] = loop.create_future()
@@ -50,6 +56,9 @@ class LockStream:
         alarm = loop.call_later(timeout_ms / 1000, _expire, future, timeout_ms)
         try:
             answer = await future
+        except asyncio.CancelledError:
+            self._waiting[number] = future  # also when the answer had come: nobody will read it
+            raise
         except _NoSessionsError:
             return await self.single(METHODS[kind], request, timeout_ms, name)
         finally:

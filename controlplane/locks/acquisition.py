@@ -7,6 +7,11 @@ deadline; whoever does not is answered at once.
 
 A hand-off happened after our last call was answered "queued", so the grant is ours for one TTL from
 before *that* call was sent. When less than half is left, it is renewed before it is returned.
+
+A request may be repeated while an earlier attempt of it still waits here, on a stream that its
+caller has left. Redis tells processes apart, not attempts, so the attempts of a request are kept in
+the order they began: only the newest withdraws, and one that was granted takes that right from
+those before it, for its caller holds what they would give back.
 """
 
 from __future__ import annotations
@@ -37,6 +42,7 @@ class Acquisition:
     def __init__(self, manager: LockManager, ask: codec.Ask, wait_ms: int, mode: Mode) -> None:
         self._manager = manager
         self._ask = ask
+        self._key = (ask.name, ask.owner, ask.request)
         self._mode = mode
         self._clock = manager.clock
         self._started_ms = self._clock.monotonic_ms()
@@ -44,7 +50,8 @@ class Acquisition:
         self._loop = asyncio.get_running_loop()
         self._told: asyncio.Future[codec.HandOff | None] | None = None
         self._trouble: UnavailableError | None = None
-        self._in_redis = False
+        self.in_redis = False
+        """What is there of this request is ours to give back."""
 
     async def run(self) -> Grant:
         """Return the grant.
@@ -54,6 +61,8 @@ class Acquisition:
         upgraded acquisition that is not possible.
         """
         done = False
+        attempts = self._manager.attempts.setdefault(self._key, [])
+        attempts.append(self)
         try:
             while True:
                 grant = await self._step()
@@ -61,9 +70,25 @@ class Acquisition:
                     done = True
                     return grant
         finally:
-            self._manager.hand_offs.pop(self._ask.request, None)
-            if not done and self._in_redis:
-                self._manager.withdraw(self._ask)
+            self._end(attempts, done=done)
+
+    def _end(self, attempts: list[Acquisition], *, done: bool) -> None:
+        """Give back what is in Redis, unless a newer attempt of this request answers for it."""
+        manager, request = self._manager, self._ask.request
+        if manager.hand_offs.get(request) is self._told:
+            manager.hand_offs.pop(request, None)
+        if self not in attempts:
+            return  # a newer one was granted
+        at, newest = attempts.index(self), attempts[-1]
+        del attempts[0 if done else at : at + 1]
+        if not attempts:
+            del manager.attempts[self._key]
+        if done or not self.in_redis:
+            return
+        if newest is self:
+            manager.withdraw(self._ask)
+        else:
+            newest.in_redis = True  # from here on that one has to give it back
 
     async def _step(self) -> Grant | None:
         turn = self._manager.lineage.turn
@@ -80,9 +105,13 @@ class Acquisition:
             # before asking: the notification may arrive together with the answer
             self._told = manager.hand_offs[ask.request] = self._loop.create_future()
         sent = self._clock.monotonic_ms()
-        answer = await manager.ask(ask, sent)
+        try:
+            answer = await manager.ask(ask, sent)
+        except asyncio.CancelledError:
+            self.in_redis = True  # it may be: the call has left, and Redis runs it all the same
+            raise
         if isinstance(answer, codec.Granted):
-            self._in_redis = True  # from here on it has to be given back if anything fails
+            self.in_redis = True  # from here on it has to be given back if anything fails
             return await self._vouch(
                 answer.token, sent + answer.left_ms, answer.entries, answer.fence_epoch
             )
@@ -93,7 +122,7 @@ class Acquisition:
             raise LockHeldError(
                 ask.name, left_ms=answer.left_ms, waiters=answer.waiters, owner=answer.owner
             )
-        self._in_redis = True
+        self.in_redis = True
         self._trouble = None
         return await self._wait(answer)
 

@@ -84,6 +84,8 @@ class LockManager:
         self.register = EpochRegister(store, epoch_key or f"/weir/{prefix}/locks/epoch".encode())
         self.scripts = Scripts(redis, prefix, sources)
         self.hand_offs: dict[str, asyncio.Future[codec.HandOff | None]] = {}
+        self.attempts: dict[tuple[str, str, str], list[Acquisition]] = {}
+        """By name, owner and request, those under way that may withdraw, the newest last."""
         self._link = redis
         self._wait_replicas = wait_replicas
         self._channel = self.scripts.keys.channel(uuid.uuid4().hex)

@@ -11,7 +11,8 @@ from lock_lab import LIMITS, PATIENT, Lab, until
 
 from controlplane.adapters.prometheus import Metrics
 from controlplane.locks.errors import LockHeldError, LockLostError
-from controlplane.locks.grant import Mode
+from controlplane.locks.grant import Grant, Mode
+from controlplane.locks.manager import LockManager
 from controlplane.locks.token import Token
 from controlplane.model.errors import InvalidInputError, RefusedError, UnavailableError
 from controlplane.model.ids import ChannelName, RegionName
@@ -194,6 +195,80 @@ async def test_a_waiter_that_went_away_is_passed_over(lab: Lab) -> None:
                 await asyncio.sleep(0.001)
         await locks.release("a", owner="holder", token=held.token)
     assert alive.result().owner == "alive"
+
+
+async def _waiters(locks: LockManager, count: int) -> None:
+    async with asyncio.timeout(20):
+        while (await locks.inspect("a")).waiters != count:
+            await asyncio.sleep(0.001)
+
+
+async def test_an_older_attempt_takes_nothing_from_a_newer_one(lab: Lab) -> None:
+    """A request waits twice in one process, the first time for a stream that died. The second gets
+    the lock; when the first is cancelled after that, the lock stays with its holder."""
+    locks = await lab.manager(limits=PATIENT)
+    await locks.scripts.run("cancel", "a", 0, "nobody", "none", "nowhere")  # Redis knows it now
+    held = await locks.acquire("a", owner="holder", ttl_ms=TTL)
+    request = str(uuid.uuid4())
+
+    def attempt(owner: str, request: str | None) -> asyncio.Future[Grant]:
+        wait = locks.acquire("a", owner=owner, ttl_ms=TTL, wait_ms=20_000, request=request)
+        return asyncio.ensure_future(wait)
+
+    first = attempt("w", request)
+    await _waiters(locks, 1)
+    told = locks.hand_offs[request]
+    second = attempt("w", request)
+    await until(lambda: locks.hand_offs[request] is not told)
+    other = attempt("other", None)
+    await _waiters(locks, 2)
+    await locks.release("a", owner="holder", token=held.token)
+    grant = await second
+    first.cancel()
+    await asyncio.wait({first})
+    state = await locks.inspect("a")  # on the same connection, so after a withdrawal
+    assert [holder.token for holder in state.holders] == [grant.token]
+    assert state.waiters == 1
+    await locks.release("a", owner="w", token=grant.token)
+    assert (await other).token > grant.token
+    assert not locks.attempts
+    assert not locks.hand_offs
+
+
+async def test_what_a_newer_attempt_leaves_an_older_one_gives_back(lab: Lab) -> None:
+    """The newer of two attempts is cancelled: the place goes. The older one still waits, takes a
+    place again at its next beat, and gives it back when it is cancelled too."""
+    locks = await lab.manager(limits=replace(PATIENT, beat_ms=1_000))
+    held = await locks.acquire("a", owner="holder", ttl_ms=TTL)
+    request = str(uuid.uuid4())
+    attempts = []
+    for _ in range(2):
+        told = locks.hand_offs.get(request)
+        wait = locks.acquire("a", owner="w", ttl_ms=TTL, wait_ms=50_000, request=request)
+        attempts.append(asyncio.ensure_future(wait))
+        await until(lambda told=told: locks.hand_offs.get(request) is not told)
+        await _waiters(locks, 1)
+    for attempt in reversed(attempts):
+        await _waiters(locks, 1)
+        attempt.cancel()
+        await _waiters(locks, 0)
+    assert not locks.attempts
+    await locks.release("a", owner="holder", token=held.token)
+    assert not (await locks.inspect("a")).holders
+
+
+async def test_cancelled_before_the_first_answer(lab: Lab) -> None:
+    """A call that has left for Redis is granted there although its caller has gone: the lock is
+    given back, not kept for nobody until its time is over."""
+    locks = await lab.manager(limits=PATIENT)
+    grant = await locks.acquire("a", owner="o", ttl_ms=TTL)  # from here on Redis knows the script
+    await locks.release("a", owner="o", token=grant.token)
+    gone = asyncio.ensure_future(locks.acquire("a", owner="gone", ttl_ms=TTL))
+    await asyncio.sleep(0)  # its first step: the call is on its way
+    gone.cancel()
+    await asyncio.wait({gone})
+    following = await locks.acquire("a", owner="next", ttl_ms=TTL, wait_ms=5_000)
+    assert following.token.counter == grant.token.counter + 2, "it had been granted"
 
 
 async def test_the_wait_ends_on_time(lab: Lab) -> None:

@@ -123,6 +123,60 @@ async def test_a_cancelled_waiter_leaves_the_queue(served: Served) -> None:
     assert not (await served.manager.inspect("a")).holders
 
 
+class Raw:
+    """A session without a client: one call at a time, each answered before the next."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stream = lock_pb2_grpc.LockServiceStub(channel).Session()
+
+    async def ask(self, *calls: lock_pb2.SessionCall) -> lock_pb2.SessionAnswer:
+        """Send calls of which one is answered."""
+        await self._stream.write(lock_pb2.SessionRequest(calls=calls))
+        response = await self._stream.read()
+        answer: lock_pb2.SessionAnswer = response.answers[0]
+        return answer
+
+
+async def test_a_grant_that_crosses_its_withdrawal_is_given_back(served: Served) -> None:
+    """The caller went while the answer was on its way; the lock is free for the next one."""
+    async with grpc.aio.insecure_channel(served.address) as channel:
+        raw = Raw(channel)
+        first = (await raw.ask(acquire(1))).grant
+        withdrawn = lock_pb2.SessionCall(id=2, withdraw=1)
+        answer = await raw.ask(withdrawn, acquire(3, owner="next", wait_ms=20_000))
+        assert answer.grant.counter == first.counter + 1
+
+
+async def test_a_late_withdrawal_spares_a_repetition_over_another_stream(served: Served) -> None:
+    """The request was repeated, to the same replica over another stream, and its caller holds the
+    lock by that; only a withdrawal of the repetition gives it back."""
+    await served.manager.scripts.run("cancel", "a", 0, "nobody", "none", "nowhere")
+    async with grpc.aio.insecure_channel(served.address) as channel:
+        one, two = Raw(channel), Raw(channel)
+        request = str(uuid.uuid4())
+        first = (await one.ask(acquire(1, request_id=request))).grant
+        again = (await two.ask(acquire(1, request_id=request))).grant
+        assert again.token == first.token
+        withdraw = lock_pb2.SessionCall(id=2, withdraw=1)
+        refused = await one.ask(withdraw, acquire(3, owner="other"))
+        assert refused.error.code == code_pb2.FAILED_PRECONDITION
+        following = await two.ask(withdraw, acquire(3, owner="next", wait_ms=20_000))
+        assert following.grant.counter == first.counter + 1
+
+
+async def test_a_withdrawal_means_the_newest_call_of_its_number(served: Served) -> None:
+    """A number that is used again names the new call; what the old one was granted stays."""
+    await served.manager.scripts.run("cancel", "a", 0, "nobody", "none", "nowhere")
+    async with grpc.aio.insecure_channel(served.address) as channel:
+        raw = Raw(channel)
+        first = (await raw.ask(acquire(1))).grant
+        assert (await raw.ask(acquire(1, owner="other"))).error.code
+        withdraw = lock_pb2.SessionCall(id=2, withdraw=1)
+        assert (await raw.ask(withdraw, acquire(3, owner="other"))).error.code
+        state = await served.manager.inspect("a")
+        assert [holder.token.value for holder in state.holders] == [first.token]
+
+
 async def test_every_call_is_answered_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also an empty one, one withdrawn in the very message that brought it, one whose number is in
     use, and one too many; then the stream ends by itself."""

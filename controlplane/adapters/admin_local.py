@@ -25,6 +25,8 @@ from controlplane.v1 import admin_pb2 as pb
 log = structlog.get_logger(__name__)
 
 KINDS: Final = frozenset({"drain", "failover", "undrain", "override", "clear_override"})
+ABSOLUTE: Final = frozenset({"single_writer"})
+"""Rules that nobody overrides here: only a committed plan can fence the other writer."""
 DEFAULT_S: Final = 600
 MAX_S: Final = 1_800
 ANSWERS_MAX: Final = 1_000
@@ -96,6 +98,10 @@ class LocalChanger:
     ) -> pb.Operation:
         """Make the change that `work_out` finds for the intents that hold here."""
         mutation: pb.Mutation = request.mutation
+        if mutation.etag:
+            raise InvalidInputError(
+                "mutation.etag", "must be empty for a local change: nothing in etcd is compared"
+            )
         fingerprint = request.SerializeToString(deterministic=True)
         first = self._answers.get(mutation.request_id)
         if first is not None and not mutation.validate_only:
@@ -159,7 +165,7 @@ class LocalChanger:
                 f"only the data planes of {self._replica} follow it, without a quorum; it ends by "
                 "itself, or as soon as etcd answers"
             )
-        obey(operation, mutation, roles)
+        obey(operation, mutation, roles, absolute=ABSOLUTE)
         return operation, change
 
     def _record(self, operation: pb.Operation) -> None:

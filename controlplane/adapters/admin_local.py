@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import grpc
@@ -25,6 +26,8 @@ from controlplane.v1 import admin_pb2 as pb
 log = structlog.get_logger(__name__)
 
 KINDS: Final = frozenset({"drain", "failover", "undrain", "override", "clear_override"})
+SET: Final = {"drain": "drain", "failover": "drain", "override": "override"}
+"""What puts an intent into force, with the kind of that intent."""
 ABSOLUTE: Final = frozenset({"single_writer"})
 """Rules that nobody overrides here: only a committed plan can fence the other writer."""
 DEFAULT_S: Final = 600
@@ -41,7 +44,15 @@ class Local(Protocol):
         """The intents that hold here."""
         ...
 
-    async def hold(self, intents: Intents, *, by: str, reason: str, ttl_s: int) -> Any:
+    async def hold(
+        self,
+        intents: Intents,
+        *,
+        by: str,
+        reason: str,
+        ttl_s: int,
+        renewed: tuple[str, str] | None = None,
+    ) -> None:
         """Put intents into force here."""
         ...
 
@@ -126,6 +137,7 @@ class LocalChanger:
                 by=operation.by,
                 reason=f"{change.kind} {change.target}: {mutation.reason}",
                 ttl_s=mutation.ttl_s or DEFAULT_S,
+                renewed=change.puts[0][:2] if change.puts else None,
             )
             self._record(operation)
         self._answers[mutation.request_id] = (fingerprint, operation)
@@ -147,6 +159,10 @@ class LocalChanger:
                 f"a {change.kind} needs a quorum; at one replica alone there are drains, failovers "
                 "and overrides",
             )
+        renewed = change.after == now and change.kind in SET
+        if renewed:  # asked for again: it holds from now, by the one who asks now
+            kind = SET[change.kind]
+            change = replace(change, puts=((kind, change.target, {}),))
         by, roles = self._caller(context)
         operation = describe(
             change,
@@ -159,6 +175,8 @@ class LocalChanger:
             ttl_s=mutation.ttl_s or DEFAULT_S,
         )
         operation.local = True
+        if renewed:
+            operation.effect.unchanged = False  # judged by the rules once more
         if not operation.effect.unchanged:
             operation.stage, operation.done = "completed", True
             operation.message = (

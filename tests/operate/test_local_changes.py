@@ -144,3 +144,87 @@ async def test_an_etag_is_refused_rather_than_ignored() -> None:
     with pytest.raises(InvalidInputError) as refused:
         await Island().make("drain", etag="abc")
     assert refused.value.field == "mutation.etag"
+
+
+def weights(island: Island) -> tuple[dict[str, int], dict[str, int]]:
+    """Weights of the first channel and of another that South serves, as served now."""
+    served = island.board.served
+    assert served is not None
+    first = TOPOLOGY.channels[0].name
+    other = next(c.name for c in TOPOLOGY.channels[1:] if SOUTH in c.regions)
+    found = {route.channel: {str(n): bp for n, bp in route.weights} for route in served.routes}
+    return found[first], found[other]
+
+
+async def look(island: Island, ahead_s: float) -> None:
+    """Move time on and let the override's keeper look once."""
+    island.clock.now_ms += int(ahead_s * 1000)
+    held = island.local.held
+    assert held is not None
+    await island.local._expire(held)
+
+
+async def test_every_intent_keeps_its_own_end() -> None:
+    """A drain for 30 min outlives an override for 10 s that came later, and is not armed anew by it; the
+    rest is laid with a new revision, and subscribers may keep it no longer than its first end, and a bit."""
+    island = Island()
+    plain = weights(island)[1]
+    await island.make("drain", 1_800)
+    await island.make("override", 10)
+    assert weights(island)[0]["east"] == 10_000
+    assert weights(island)[1]["south"] == 0
+    assert island.sent[-1].local is not None
+    assert 10_000 <= island.sent[-1].local.left_ms <= 15_000
+
+    await look(island, 9)
+    assert len(island.sent) == 2
+    await look(island, 1)
+    assert weights(island)[0]["south"] == weights(island)[1]["south"] == 0
+    assert weights(island)[0]["east"] < 10_000
+    last = island.sent[-1].local
+    assert last is not None
+    assert last.left_ms == 1_790_000
+    assert last.revision > (island.sent[-2].local or last).revision
+    assert island.records.kept[-1][1].startswith("override ")
+
+    await look(island, 1_790)
+    assert island.local.held is None
+    assert weights(island)[1] == plain
+    assert island.sent[-1].local is not None
+    assert island.sent[-1].local.left_ms == 0
+
+
+async def test_the_last_one_taken_back_ends_the_override_at_once() -> None:
+    """Undoing one of two leaves the other as long as it had; undoing the last leaves nothing held."""
+    island = Island()
+    await island.make("drain", 60)
+    await island.make("override", 600)
+    await island.make("undrain", 900)
+    held = island.local.held
+    assert held is not None
+    assert held.until_ms - island.clock.now_ms == 600_000
+    assert weights(island)[1]["south"] > 0
+    await island.make("clear")
+    assert island.local.held is None
+    assert island.sent[-1].local is not None
+    assert island.sent[-1].local.left_ms == 0
+    assert island.records.kept[-2][0] == "local_override_ended"
+
+
+async def test_asking_again_renews_that_intent_only() -> None:
+    """The same request under another id holds on from now instead of being "already so" until it ends."""
+    island = Island()
+    await island.make("drain", 60)
+    await island.make("override", 600)
+    island.clock.now_ms += 50_000
+    done = await island.make("drain", 60)
+    assert not done.effect.unchanged
+    assert done.HasField("expires_at")
+    await look(island, 59)
+    assert weights(island)[1]["south"] == 0
+    await look(island, 1)
+    assert weights(island)[1]["south"] > 0
+    held = island.local.held
+    assert held is not None
+    assert held.until_ms - island.clock.now_ms == 490_000
+    assert (await island.make("undrain")).effect.unchanged  # nothing to take back

@@ -14,7 +14,9 @@ Rules
   get it for the time it has left by our own clock, at most half an hour; a plan with a higher
   epoch, a confirmation of the one we have, or its end takes it away. It never comes to disk.
 - A sink also learns when a replica confirms that the plan is still in force: what must not outlive
-  the control plane lives on these confirmations.
+  the control plane lives on these confirmations. One confirmation counts once: neither an override,
+  nor its end, nor another try at a sink that failed is one.
+- Revisions of overrides are compared within one replica only: each replica numbers its own.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from controlplane.logging import get
 from controlplane.model.audit import check
 from controlplane.model.epochs import EPOCH_JUMP_MAX, EPOCH_MAX
 from controlplane.model.errors import InvalidInputError, UnavailableError
-from controlplane.model.plan import Plan
+from controlplane.model.plan import LocalOverride, Plan
 from controlplane.v1 import common_pb2
 
 DISK_WAIT_MS: Final = 250
@@ -49,7 +51,9 @@ class Sink(Protocol):
     async def take(self, plan: Plan, *, confirmed: bool) -> None:
         """Take a plan; any exception means that it was not taken and is to be offered again.
 
-        `confirmed` is False for a plan from disk that no replica has vouched for yet.
+        `confirmed` is True when a replica has vouched for this plan just now, and for the first
+        offer of a newer plan at an agent that a replica has vouched to before. False says nothing
+        new: what was confirmed earlier stays so until it is too old.
         """
         ...
 
@@ -83,8 +87,10 @@ class Applier:
         self._over: Plan | None = None
         self._over_until_ms = 0
         self._fed: Plan | None = None
-        self._over_revision = (0, 0)
+        self._over_seen: tuple[str, int, int] = ("", 0, 0)
         self._confirmed = False
+        self._vouched = False
+        self._offered_epoch = 0
         self._applied_epoch = 0
         self._highest_epoch = 0
         self._changed = asyncio.Condition()
@@ -175,7 +181,7 @@ class Applier:
     def confirm(self, epoch: int) -> None:
         """Note that a replica serves `epoch` now: if it is ours, it is still in force."""
         if epoch == self.accepted_epoch and epoch > 0:
-            self._confirmed = True
+            self._confirmed = self._vouched = True
             self._over = None  # a quorum has spoken
             self._hungry.set()
 
@@ -187,18 +193,25 @@ class Applier:
         except InvalidInputError as error:
             return Verdict(epoch=self._applied_epoch, error=str(error))
         local = over.local
-        revision = (over.epoch, local.revision if local else 0)
-        if over.epoch != self.accepted_epoch or local is None or revision <= self._over_revision:
+        if over.epoch != self.accepted_epoch or local is None or not self._is_news(over, local):
             return said
         if violations := check(over, None):
             broken = "; ".join(str(v) for v in violations[:MAX_NAMED])
             return Verdict(epoch=self._applied_epoch, error=broken)
-        self._over_revision = revision
+        self._over_seen = (local.replica, over.epoch, local.revision)
         self._over = over if local.left_ms else None
         self._over_until_ms = self._clock.monotonic_ms() + local.left_ms
         log.warning("local_override", epoch=over.epoch, left_ms=local.left_ms, by=local.by)
         await self._feed()
         return said
+
+    def _is_news(self, over: Plan, local: LocalOverride) -> bool:
+        """Tell whether an override is later than the one we have, as far as that can be said."""
+        replica, *seen = self._over_seen
+        if local.replica == replica:
+            return [over.epoch, local.revision] > seen
+        # another replica's, which we follow now; its end concerns its own override only
+        return local.left_ms > 0
 
     def _in_force(self) -> Plan | None:
         """Return what the sinks are to have now."""
@@ -238,19 +251,21 @@ class Applier:
 
     async def _feed(self) -> None:
         async with self._feeding:
-            plan = self._fed = self._in_force()
+            plan = self._in_force()
             if plan is None:
                 return
+            confirmed = self._vouched or (self._confirmed and plan.epoch > self._offered_epoch)
+            self._vouched, self._offered_epoch = False, plan.epoch
             for sink in self._sinks:
                 try:
-                    await sink.take(plan, confirmed=self._confirmed)
+                    await sink.take(plan, confirmed=confirmed)
                 except Exception as error:  # noqa: BLE001 - the plan stays in force for others
                     complaint = f"{plan.epoch}: {error}"
                     if complaint != self._complaint:  # said once, tried again every second
                         log.error("plan_not_taken", epoch=plan.epoch, error=str(error))
                     self._complaint = complaint
                     return
-            self._complaint = ""
+            self._complaint, self._fed = "", plan
             self._applied_epoch = plan.epoch
 
     async def _keep_feeding(self) -> None:

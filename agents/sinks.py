@@ -31,13 +31,19 @@ class FreshNames:
 
 
 class EnvoyFiles:
-    """Writes the files of a local Envoy, in a thread: each is forced to disk."""
+    """Writes the files of a local Envoy, in a thread: each is forced to disk.
+
+    They follow committed plans only: a local override passes by, and so does its end, which must
+    not renew what lives on confirmations.
+    """
 
     def __init__(self, directory: Path, dataplane: DataPlane, listener: tuple[str, int]) -> None:
         self._directory = directory
         self._dataplane = dataplane
         self._listener = listener
         self._files: XdsFiles | None = None
+        self._vouched = False
+        self._written: Plan | None = None
 
     def epoch_on_disk(self) -> int:
         """Return the epoch the files hold; 0 when there are none, or the folder is out of reach."""
@@ -48,7 +54,11 @@ class EnvoyFiles:
 
     async def take(self, plan: Plan, *, confirmed: bool) -> None:
         """Bring the files to the plan; raises when they could not be written."""
-        await asyncio.to_thread(self._write, plan, confirmed)
+        if plan.local is not None or (plan is self._written and not confirmed):
+            return
+        self._vouched = self._vouched or confirmed  # what was once vouched for is not written empty
+        await asyncio.to_thread(self._write, plan, self._vouched)
+        self._written = plan
 
     def _write(self, plan: Plan, confirmed: bool) -> None:
         files = self._open()

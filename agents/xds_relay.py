@@ -8,6 +8,7 @@ Rules
 - The plan counts as applied at this agent only when the data planes behind it have applied it:
   replicas see the agent, and must not believe it before that.
 - A plan from disk that no replica has vouched for closes the channels that fail closed.
+- A local override confirms nothing: what was closed stays closed under it.
 
 Failure modes. A data plane that does not follow within `FOLLOW_MS` makes `take` raise; the applier
 tries again, and the agent is named as a laggard meanwhile.
@@ -49,7 +50,7 @@ class AdsRelay:
 
     async def take(self, plan: Plan, *, confirmed: bool) -> None:
         """Serve the plan; return when every data plane has applied it, raise when one does not."""
-        served = self.ads.snapshot
+        served, confirmed = self.ads.snapshot, confirmed and plan.local is None
         if served is None or served.plan != plan:
             self.ads.publish(Snapshot.build(plan, self._dataplane), confirmed=confirmed)
         elif confirmed:

@@ -337,9 +337,10 @@ class Replica:
         self.inbox.reconfigure(self.topology)
         self.loop.reconfigure(self.topology)
         self.metrics.reconfigure(self.topology)
-        plan = self.board.plan
+        plan = self.board.served  # a local override holds on
         if plan is not None:
-            self.serving.to_data_planes(plan, confirmed=self.views.leader().coordinated)
+            confirmed = plan.local is None and self.views.leader().coordinated
+            self.serving.to_data_planes(plan, confirmed=confirmed)
 
     # --- what is served -----------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import grpc
@@ -25,6 +26,10 @@ from controlplane.v1 import admin_pb2 as pb
 log = structlog.get_logger(__name__)
 
 KINDS: Final = frozenset({"drain", "failover", "undrain", "override", "clear_override"})
+SET: Final = {"drain": "drain", "failover": "drain", "override": "override"}
+"""What puts an intent into force, with the kind of that intent."""
+ABSOLUTE: Final = frozenset({"single_writer"})
+"""Rules that nobody overrides here: only a committed plan can fence the other writer."""
 DEFAULT_S: Final = 600
 MAX_S: Final = 1_800
 ANSWERS_MAX: Final = 1_000
@@ -39,7 +44,15 @@ class Local(Protocol):
         """The intents that hold here."""
         ...
 
-    async def hold(self, intents: Intents, *, by: str, reason: str, ttl_s: int) -> Any:
+    async def hold(
+        self,
+        intents: Intents,
+        *,
+        by: str,
+        reason: str,
+        ttl_s: int,
+        renewed: tuple[str, str] | None = None,
+    ) -> None:
         """Put intents into force here."""
         ...
 
@@ -96,6 +109,10 @@ class LocalChanger:
     ) -> pb.Operation:
         """Make the change that `work_out` finds for the intents that hold here."""
         mutation: pb.Mutation = request.mutation
+        if mutation.etag:
+            raise InvalidInputError(
+                "mutation.etag", "must be empty for a local change: nothing in etcd is compared"
+            )
         fingerprint = request.SerializeToString(deterministic=True)
         first = self._answers.get(mutation.request_id)
         if first is not None and not mutation.validate_only:
@@ -120,6 +137,7 @@ class LocalChanger:
                 by=operation.by,
                 reason=f"{change.kind} {change.target}: {mutation.reason}",
                 ttl_s=mutation.ttl_s or DEFAULT_S,
+                renewed=change.puts[0][:2] if change.puts else None,
             )
             self._record(operation)
         self._answers[mutation.request_id] = (fingerprint, operation)
@@ -141,6 +159,10 @@ class LocalChanger:
                 f"a {change.kind} needs a quorum; at one replica alone there are drains, failovers "
                 "and overrides",
             )
+        renewed = change.after == now and change.kind in SET
+        if renewed:  # asked for again: it holds from now, by the one who asks now
+            kind = SET[change.kind]
+            change = replace(change, puts=((kind, change.target, {}),))
         by, roles = self._caller(context)
         operation = describe(
             change,
@@ -153,13 +175,15 @@ class LocalChanger:
             ttl_s=mutation.ttl_s or DEFAULT_S,
         )
         operation.local = True
+        if renewed:
+            operation.effect.unchanged = False  # judged by the rules once more
         if not operation.effect.unchanged:
             operation.stage, operation.done = "completed", True
             operation.message = (
                 f"only the data planes of {self._replica} follow it, without a quorum; it ends by "
                 "itself, or as soon as etcd answers"
             )
-        obey(operation, mutation, roles)
+        obey(operation, mutation, roles, absolute=ABSOLUTE)
         return operation, change
 
     def _record(self, operation: pb.Operation) -> None:

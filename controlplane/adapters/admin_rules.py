@@ -63,12 +63,28 @@ def describe(
     return operation
 
 
-def obey(operation: pb.Operation, mutation: pb.Mutation, roles: frozenset[str]) -> None:
-    """Refuse what a safety rule forbids, unless it is overridden by somebody who may."""
+def obey(
+    operation: pb.Operation,
+    mutation: pb.Mutation,
+    roles: frozenset[str],
+    *,
+    absolute: frozenset[str] = frozenset(),
+) -> None:
+    """Refuse what a safety rule forbids, unless it is overridden by somebody who may.
+
+    Nobody may override an `absolute` rule; whoever asks for that is refused in a dry run too.
+    """
     if operation.effect.unchanged:
         return
     if mutation.override_rules and "breakglass" not in roles:
         raise RefusedError("breakglass", "overriding a safety rule needs the role breakglass")
+    for refusal in operation.effect.refusals:
+        tried = not mutation.validate_only or refusal.rule in mutation.override_rules
+        if refusal.rule in absolute and tried:
+            remedy = f" {refusal.remedy}" if refusal.remedy else ""
+            raise RefusedError(
+                refusal.rule, f"{refusal.message}.{remedy} Nobody can override this rule here"
+            )
     standing = [r for r in operation.effect.refusals if r.rule not in mutation.override_rules]
     if standing and not mutation.validate_only:
         first = standing[0]

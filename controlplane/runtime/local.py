@@ -3,7 +3,10 @@
 Rules
 - One is accepted only while etcd does not answer; as soon as it does, all end: the committed plan,
   or the one the leader commits next, holds for everybody again.
-- Each expires by itself; none survives a restart (the disk has the committed plan only).
+- Each intent keeps its own end. When one ends, the others are laid anew; with the last (ended or
+  taken back) the override ends. If the rest would move a single writer or break the audit, all end.
+- Asking again for what is held renews that intent, and no other. None survives a restart (the
+  disk has the committed plan only).
 - A committed plan with a higher epoch ends them at once (`PlanBoard.adopt`).
 - Revisions rise with every change, so that subscribers of one epoch know the newer word.
 """
@@ -17,10 +20,10 @@ from typing import Final, Protocol
 import structlog
 
 from controlplane.clock import Clock
-from controlplane.decision.local import local_plan
+from controlplane.decision.local import local_plan, single_writer_moves
 from controlplane.model import audit
 from controlplane.model.errors import Alarm, RefusedError
-from controlplane.model.intents import NO_INTENTS, Intents
+from controlplane.model.intents import NO_INTENTS, Drain, Intents, Override
 from controlplane.model.plan import LocalOverride, Plan
 from controlplane.model.topology import Topology
 from controlplane.runtime.board import PlanBoard
@@ -32,6 +35,13 @@ MAX_S: Final = 1_800
 DEFAULT_S: Final = 600
 
 
+RELAY_MS: Final = 2_000
+"""How long subscribers keep an override past the end of one intent of several: the rest comes
+within that time, and only a replica that has died meanwhile lets all of it go."""
+Key = tuple[str, str]
+"""Kind of an intent and its region or channel."""
+
+
 class Noted(Protocol):
     """Where ends are recorded (adapters.audit_trail)."""
 
@@ -41,14 +51,51 @@ class Noted(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """What holds at this replica: the intents, who asked and why, and until when."""
+class Asked:
+    """One intent: who asked for it, why, and until when."""
 
-    intents: Intents
+    key: Key
+    intent: Drain | Override
     by: str
     reason: str
     until_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What holds at this replica: the intents, oldest first, and the number of this state."""
+
+    asked: tuple[Asked, ...]
     revision: int
+
+    @property
+    def intents(self) -> Intents:
+        """The intents as the decision code knows them."""
+        found = [one.intent for one in sorted(self.asked, key=lambda a: a.key)]
+        return Intents(
+            drains=tuple(i for i in found if isinstance(i, Drain)),
+            overrides=tuple(i for i in found if isinstance(i, Override)),
+        )
+
+    @property
+    def by(self) -> str:
+        """Who asked, most recent last, each once."""
+        return ", ".join(reversed(dict.fromkeys(one.by for one in reversed(self.asked))))
+
+    @property
+    def reason(self) -> str:
+        """What was asked and why."""
+        return "; ".join(one.reason for one in self.asked)
+
+    @property
+    def until_ms(self) -> int:
+        """When the last of them ends."""
+        return max(one.until_ms for one in self.asked)
+
+    def left_ms(self, now_ms: int) -> int:
+        """Return how long subscribers may keep it without another word; at least 1."""
+        first = min(one.until_ms for one in self.asked)
+        return max(1, min(self.until_ms, first + RELAY_MS) - now_ms)
 
 
 class LocalOverrides:
@@ -95,7 +142,7 @@ class LocalOverrides:
         if plan is None or plan.local is None:
             return plan
         held = self._held
-        left_ms = max(0, held.until_ms - self._clock.monotonic_ms()) if held else 0
+        left_ms = held.left_ms(self._clock.monotonic_ms()) if held else 0
         return replace(plan, local=replace(plan.local, left_ms=left_ms))
 
     def would_be(self, intents: Intents) -> tuple[Plan, Plan]:
@@ -105,22 +152,41 @@ class LocalOverrides:
             raise RefusedError("local", "there is no last good plan to override")
         return plan, local_plan(self._topology(), plan, intents)
 
-    async def hold(self, intents: Intents, *, by: str, reason: str, ttl_s: int) -> Held:
-        """Put intents into force for the subscribers of this replica."""
+    async def hold(
+        self, intents: Intents, *, by: str, reason: str, ttl_s: int, renewed: Key | None = None
+    ) -> None:
+        """Put intents into force for the subscribers of this replica.
+
+        `by`, `reason` and `ttl_s` are those of what is new and of `renewed`; others keep theirs.
+        """
         if self._coordinated():
             raise RefusedError(
                 "coordinated", "etcd answers: change it for everybody, without --local"
             )
+        held = self.held
+        if held is None and self._held is not None:
+            self._end(self._held.by, self._held.reason, "a newer plan was committed")
+            self._held = None
+        wanted = _keyed(intents)
+        kept = [
+            one
+            for one in (held.asked if held else ())
+            if one.key != renewed and wanted.get(one.key) == one.intent
+        ]
+        until_ms = self._clock.monotonic_ms() + min(ttl_s, MAX_S) * 1000
+        known = {one.key for one in kept}
+        fresh = [
+            Asked(key=key, intent=intent, by=by, reason=reason, until_ms=until_ms)
+            for key, intent in wanted.items()
+            if key not in known
+        ]
+        if not wanted:
+            await self.lift("taken back")
+            return
         _, over = self.would_be(intents)
         if violations := audit.check(over, None):
             raise Alarm(f"local override of {over.epoch}: {'; '.join(map(str, violations))}")
-        self._revision += 1
-        until_ms = self._clock.monotonic_ms() + min(ttl_s, MAX_S) * 1000
-        self._held = Held(
-            intents=intents, by=by, reason=reason, until_ms=until_ms, revision=self._revision
-        )
-        await self._lay(over, self._held, left_ms=min(ttl_s, MAX_S) * 1000)
-        return self._held
+        await self._keep((*kept, *fresh), over)
 
     async def run(self) -> None:
         """End what has expired, and everything as soon as etcd answers."""
@@ -131,11 +197,34 @@ class LocalOverrides:
                 continue
             if self.held is None:
                 self._held = None
-                self._end(held, "a newer plan was committed")
+                self._end(held.by, held.reason, "a newer plan was committed")
             elif self._coordinated():
                 await self.lift("etcd answers again")
-            elif self._clock.monotonic_ms() >= held.until_ms:
-                await self.lift("expired")
+            else:
+                await self._expire(held)
+
+    async def _expire(self, held: Held) -> None:
+        """End what has expired and lay the rest anew, each with the end it had."""
+        now_ms = self._clock.monotonic_ms()
+        rest = tuple(one for one in held.asked if one.until_ms > now_ms)
+        if rest == held.asked:
+            return
+        if not rest:
+            await self.lift("expired")
+            return
+        plan, over = self.would_be(replace(held, asked=rest).intents)
+        if audit.check(over, None) or single_writer_moves(self._topology(), plan, over):
+            await self.lift("expired in part, and the rest is not allowed by itself")
+            return
+        await self._keep(rest, over)
+        for one in held.asked:
+            if one not in rest:
+                self._end(one.by, one.reason, "expired; what else was asked for holds on")
+
+    async def _keep(self, asked: tuple[Asked, ...], over: Plan) -> None:
+        self._revision += 1
+        self._held = held = Held(asked=asked, revision=self._revision)
+        await self._lay(over, held, left_ms=held.left_ms(self._clock.monotonic_ms()))
 
     async def lift(self, why: str) -> None:
         """End the override: subscribers return to the committed weights."""
@@ -145,7 +234,7 @@ class LocalOverrides:
             return
         self._revision += 1
         await self._lay(plan, replace(held, revision=self._revision), left_ms=0)
-        self._end(held, why)
+        self._end(held.by, held.reason, why)
 
     async def _lay(self, over: Plan, held: Held, *, left_ms: int) -> None:
         local = LocalOverride(
@@ -160,15 +249,20 @@ class LocalOverrides:
         await self._board.lay(over)
         self._to_data_planes(over)
 
-    def _end(self, held: Held, why: str) -> None:
-        log.warning("local_override_ended", why=why, by=held.by, reason=held.reason)
+    def _end(self, by: str, reason: str, why: str) -> None:
+        log.warning("local_override_ended", why=why, by=by, reason=reason)
         self._noted.note(
             "local_override_ended",
             target=self._replica,
             by=f"replica/{self._replica}",
-            reason=held.reason,
+            reason=reason,
             message=why,
         )
+
+
+def _keyed(intents: Intents) -> dict[Key, Drain | Override]:
+    drains: dict[Key, Drain | Override] = {("drain", d.region): d for d in intents.drains}
+    return drains | {("override", o.channel): o for o in intents.overrides}
 
 
 class ServedBoard:

@@ -8,7 +8,9 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import yaml
@@ -23,6 +25,7 @@ from controlplane.app import Replica
 from controlplane.clock import SystemClock
 from controlplane.dev.process import Child, free_ports
 from controlplane.dev.servers import http_get, wait_until
+from controlplane.model.plan import LocalOverride
 from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import agent_pb2
 from tests.operate.lab import REGIONS, Lab, report, settings
@@ -220,6 +223,28 @@ def test_a_replica_that_serves_data_planes_nothing_is_not_ready(tmp_path: Path) 
         made.serving.to_data_planes(found, confirmed=True)
         assert words in made.not_ready_because()
     assert made.not_ready_because() == ""
+
+
+def test_a_reload_keeps_a_local_override_at_the_data_planes(tmp_path: Path) -> None:
+    """SIGHUP publishes what is served, a local override included, and confirms nothing by that."""
+    path, _, _ = config_file(["127.0.0.1:1"], tmp_path, "life7")
+    data = yaml.safe_load(path.read_text())
+    for number, region in enumerate(data["regions"].values(), 1):
+        region["endpoints"] = [f"127.0.0.1:{number}"]
+    path.write_text(yaml.safe_dump(data))
+    made = Replica(config.load(path), SystemClock())
+    made.loop = SimpleNamespace(reconfigure=lambda _: None)
+    made.views = SimpleNamespace(leader=lambda: SimpleNamespace(coordinated=True))
+    made.board.adopt(plan(1, {"east": 10_000}))
+    local = LocalOverride(
+        revision=1, replica="east-0", by="olga", reason="test", expires_at_ms=1, left_ms=60_000
+    )
+    over = replace(plan(1, {"north": 10_000}), local=local)
+    asyncio.run(made.board.lay(over))
+    made.reload(path)
+    assert made.ads.snapshot is not None
+    assert made.ads.snapshot.plan == over
+    assert not made.ads.confirmed
 
 
 async def test_a_newer_agent_is_understood(lab: Lab) -> None:

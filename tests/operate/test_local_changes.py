@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,6 +61,7 @@ class Island:
 
     def __init__(self) -> None:
         self.clock = ManualClock()
+        self.topology = TOPOLOGY
         self.board = PlanBoard(TOPOLOGY)
         self.board.adopt(committed())
         self.records = Records()
@@ -68,7 +70,7 @@ class Island:
         self.local = LocalOverrides(
             replica="east-0",
             board=self.board,
-            topology=lambda: TOPOLOGY,
+            topology=lambda: self.topology,
             coordinated=lambda: False,
             to_data_planes=self.sent.append,
             noted=self.records,
@@ -228,3 +230,17 @@ async def test_asking_again_renews_that_intent_only() -> None:
     assert held is not None
     assert held.until_ms - island.clock.now_ms == 490_000
     assert (await island.make("undrain")).effect.unchanged  # nothing to take back
+
+
+async def test_a_rest_that_is_not_allowed_by_itself_ends_too() -> None:
+    """When one intent ends and the others would now move a single writer (a reload has made it one), the
+    whole override ends rather than be laid anew."""
+    island = Island()
+    before = weights(island)
+    await island.make("drain", 600)
+    await island.make("override", 10)
+    channels = tuple(replace(channel, single_writer=True) for channel in TOPOLOGY.channels)
+    island.topology = replace(TOPOLOGY, channels=channels)
+    await look(island, 10)
+    assert island.local.held is None
+    assert weights(island) == before

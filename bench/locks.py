@@ -38,6 +38,8 @@ import threading
 import time
 from pathlib import Path
 
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # before gRPC: servers are started meanwhile
+
 import grpc
 import redis
 import structlog

@@ -21,6 +21,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # see controlplane/__init__.py
+
 _INSIDE = "FABRIC_INSIDE"
 
 

@@ -145,7 +145,7 @@ def restore(cluster: EtcdCluster, snapshot: Path) -> None:
     initial = ",".join(f"{m.name}=http://127.0.0.1:{m.peer_port}" for m in cluster.members)
     for member in cluster.members:
         member.child.kill()
-        shutil.rmtree(member.directory)
+        shutil.rmtree(member.directory, ignore_errors=True)  # one may not have begun yet
         etcdctl(
             [], "snapshot", "restore", str(snapshot), f"--name={member.name}",
             f"--data-dir={member.directory}", f"--initial-cluster={initial}",

@@ -1,8 +1,8 @@
 """Values to JSON and back, exactly.
 
 The decision's state and log are made of frozen dataclasses, tuples, mappings, enums and numbers.
-They are written as
-compact JSON with sorted keys, so equal values give equal bytes: replay and takeover compare bytes.
+They are written as compact JSON with sorted keys, so equal values give equal bytes: replay and
+takeover compare bytes.
 
 Rules
 - A field that holds its default is left out; an unknown field is ignored (an older log stays

@@ -1,10 +1,9 @@
 """Latency in fixed exponential buckets.
 
 Every histogram in Weir has the same 66 buckets with ratio 2^(1/4): they merge by addition,
-subtract to give an interval,
-and do not care about order. Bucket 0 holds everything up to 1 ms, bucket i covers (2^((i-1)/4),
-2^(i/4)] ms, bucket 65
-everything above 2^16 ms (65.5 s). The relative error of a quantile is at most 19 %.
+subtract to give an interval, and do not care about order. Bucket 0 holds everything up to 1 ms,
+bucket i covers (2^((i-1)/4), 2^(i/4)] ms, bucket 65 everything above 2^16 ms (65.5 s). The relative
+error of a quantile is at most 19 %.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ Rules
 - The highest epoch ever seen is kept, also of plans that were refused: it is reported, so that a
   leader that comes back from an old backup goes above it.
 - The disk comes first, so that a restart never gives the data plane an older plan than it had; but
-  it gets at most `DISK_WAIT_MS`: a slow or full disk must not hold up a failover.
+  it gets at most `DISK_WAIT_MS`: a slow or full disk must not hold up a failover. Until then the
+  plan is accepted and not yet settled: nothing else, such as a confirmation, gives it to a sink.
 - A plan counts as applied when every sink has taken it. A sink that fails is tried again until it
   succeeds or a newer plan comes; until then the older epoch is what we report.
 - A replica without a quorum may lay a local override over the plan of the epoch we have. The sinks
@@ -88,6 +89,7 @@ class Applier:
         self._over_until_ms = 0
         self._fed: Plan | None = None
         self._over_seen: tuple[str, int, int] = ("", 0, 0)
+        self._settled_epoch = 0
         self._confirmed = False
         self._vouched = False
         self._offered_epoch = 0
@@ -147,6 +149,7 @@ class Applier:
             log.error("plan_on_disk_refused", error=str(error))
             return
         self._message, self._plan = saved.plan, plan
+        self._settled_epoch = plan.epoch
         await self._feed()
         log.info("plan_restored", epoch=plan.epoch, applied_epoch=self._applied_epoch)
 
@@ -168,6 +171,7 @@ class Applier:
         # whether it is confirmed stays as it was: a replica cut off from etcd may serve an old plan
         self._message, self._plan, self._over = message, plan, None
         await self._save_soon()
+        self._settled_epoch = self.accepted_epoch
         await self._feed()
         async with self._changed:
             self._changed.notify_all()
@@ -252,7 +256,8 @@ class Applier:
     async def _feed(self) -> None:
         async with self._feeding:
             plan = self._in_force()
-            if plan is None:
+            # a confirmation or an override must not carry a plan past its turn at the disk
+            if plan is None or plan.epoch > self._settled_epoch:
                 return
             confirmed = self._vouched or (self._confirmed and plan.epoch > self._offered_epoch)
             self._vouched, self._offered_epoch = False, plan.epoch

@@ -210,6 +210,34 @@ async def test_full_disk_does_not_stop_plans(monkeypatch: pytest.MonkeyPatch) ->
     assert events.count("plan_saved_again") == 1
 
 
+async def test_a_confirmation_does_not_overtake_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that confirms a plan while it is being written: the data plane still gets it after
+    the disk has it, so that kill -9 in between cannot bring an older plan back."""
+    monkeypatch.setattr(apply, "DISK_WAIT_MS", 60_000)
+    monkeypatch.setattr(apply, "SINK_RETRY_MS", 10)
+    writing, release = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    class SlowFile(_MemoryFile):
+        def save(self, saved: Saved) -> None:
+            loop.call_soon_threadsafe(writing.set)
+            asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
+            super().save(saved)
+
+    file, sink = SlowFile(), Recorder()
+    async with running(Applier(file, SystemClock(), [sink])) as applier:
+        offer = asyncio.create_task(applier.offer(plan(5)))
+        await writing.wait()
+        applier.confirm(5)
+        hungry = applier._hungry
+        await eventually(lambda: not hungry.is_set(), "the confirmation was dealt with")
+        assert (sink.taken, applier.applied_epoch) == ([], 0)
+        release.set()
+        assert (await offer).epoch == 5
+    assert file.saved.plan == plan(5)
+    assert sink.taken == [(5, True)]  # and the confirmation is not lost
+
+
 async def test_slow_disk_does_not_hold_up_a_plan() -> None:
     """A disk that hangs costs a bounded wait, not the failover."""
     release = asyncio.Event()

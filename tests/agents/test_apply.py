@@ -225,8 +225,11 @@ async def test_a_confirmation_does_not_overtake_the_disk(monkeypatch: pytest.Mon
             super().save(saved)
 
     file, sink = SlowFile(), Recorder()
-    async with running(Applier(file, SystemClock(), [sink])) as applier:
-        offer = asyncio.create_task(applier.offer(plan(5)))
+    async with (
+        running(Applier(file, SystemClock(), [sink])) as applier,
+        asyncio.TaskGroup() as group,
+    ):
+        offer = group.create_task(applier.offer(plan(5)))
         await writing.wait()
         applier.confirm(5)
         hungry = applier._hungry

@@ -31,9 +31,10 @@ HEAVY = (
 DRIVER = """
 import contextlib, io, json, sys
 from controlplane.cli import main
-told = []
+told, tries = [], 0
 for line, expected in json.loads(sys.argv[1]):
     for _ in range(100):
+        tries += 1
         sys.argv = ["weir", *line]
         out, err, code = io.StringIO(), io.StringIO(), 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -44,10 +45,11 @@ for line, expected in json.loads(sys.argv[1]):
         if code not in (4, 5) or code == expected:  # these say: try again
             break
     told.append((code, out.getvalue(), err.getvalue()))
-print(json.dumps([told, sorted(sys.modules)]))
+print(json.dumps([told, sorted(sys.modules) if tries == len(told) else []]))
 """
 """Runs many lines in one process: a slow machine is not made slower by a dozen of them. A replica that
-is starved for a while answers too late, and exit codes 4 and 5 ask for another try."""
+is starved for a while answers too late, and exit codes 4 and 5 ask for another try. What such an error
+imports says nothing of the rest: then no modules are told."""
 
 
 async def driven(
@@ -56,7 +58,7 @@ async def driven(
     """Run lines with the exit codes expected; return what each gave, and the modules imported."""
     done = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", DRIVER, json.dumps(lines)],
-        env={**os.environ, "WEIR_SERVER": address}, capture_output=True, text=True, timeout=110,
+        env={**os.environ, "WEIR_SERVER": address}, capture_output=True, text=True, timeout=250,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -81,11 +83,14 @@ async def weir(lab: Lab, *args: str) -> subprocess.CompletedProcess[str]:
 async def test_reads_import_nothing_heavy(lab: Lab) -> None:
     """Every read command answers valid JSON without importing what makes a command slow."""
     lines = [(("-o", "json", *line), OK) for line in READS]
-    told, modules = await driven(lab.address(), lines)
-    assert [code for code, _, _ in told] == [OK] * len(READS), told
-    assert all(json.loads(out) for _, out, _ in told)
-    loaded = {name for name in HEAVY if name in modules}
-    assert not loaded
+    for _ in range(20):
+        told, modules = await driven(lab.address(), lines)
+        assert [code for code, _, _ in told] == [OK] * len(READS), told
+        assert all(json.loads(out) for _, out, _ in told)
+        if modules:
+            break
+    assert "controlplane.cli.main" in modules
+    assert not {name for name in HEAVY if name in modules}
 
 
 async def test_what_a_command_prints_and_how_it_ends(lab: Lab) -> None:

@@ -2,7 +2,7 @@
 
     silent, nobody says UP, somebody fails to reach it   dead       suspect after 2 s, failed by
                                                                     timer on >= 1 DOWN
-    silent, somebody says UP                             blind      weights held, alarm
+    silent, somebody says UP                             blind      weights held, said after 20 s
     reporting, every eligible vantage says DOWN          ingress    failed after 10 s
     reporting, peers' loss above 50 % (Wilson bound)     brown_out  failed after 10 s
     most channels bad only from here                     egress     failed after 10 s
@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from controlplane.decision.state import RegionMemory, State
+from controlplane.decision.state import Memory, RegionMemory, State
 from controlplane.decision.votes import Opinion, Views
 from controlplane.decision.world import World
 from controlplane.model.ids import RegionName
@@ -45,6 +45,9 @@ INGRESS_FACTOR: Final = 2
 """A region that reports is alive: its ingress alone takes twice the time and the evidence."""
 LATE_LONG_MS: Final = 7000
 LOSSY: Final = 0.3
+BLIND_MS: Final = 20_000
+"""Silence of a region that is reached, from which it is called blind. Nothing waits for the word
+(weights are held by the UP alone), and shorter silence is weather: bursts that take its digests."""
 WILSON_Z: Final = 2.576
 """99 % two-sided."""
 LONGEST_SYMPTOM_MS: Final = 60_000
@@ -159,7 +162,9 @@ def _assess(
     witnesses = min(WITNESSES, len(state.regions) - 1)
     surprise = views.surprise[name]
     if not reporting and not ups:
-        kind, cause = "dead", _dead_cause(own.age_ms, downs, len(opinions))
+        silence = report_silence(state.memory, name, own.age_ms)
+        kind = "dead"
+        cause = f"{silence}, no answered probe, {downs} of {len(opinions)} vantages say DOWN"
         failing = any(views.links[f"{v}>{name}"].failures for v in opinions)
         suspect = (
             failing
@@ -184,13 +189,12 @@ def _assess(
         cause = f"loses at least {lost:.0%} of the probes of {len(opinions)} vantages"
     elif reporting and egress is not None:
         kind, suspect, fail, cause = "egress", True, True, egress
-    blind = own.age_ms is not None and own.age_ms >= policy.suspicion_min_ms and ups > 0
     good = not suspect and ups >= max(1, downs)
     return Assessment(
         kind=kind if suspect else "",
         suspect=suspect,
         fail=suspect and fail,
-        blind=blind,
+        blind=_blind(state.memory, name, own.age_ms, ups, policy),
         seen=seen,
         clear=good,
         sound=good and reporting,
@@ -246,9 +250,26 @@ def _brown_out(name: RegionName, views: Views, witnesses: int) -> float | None:
     return low if speaking >= witnesses and low > BROWN_OUT_SHARE else None
 
 
-def _dead_cause(age_ms: int | None, downs: int, eligible: int) -> str:
-    silence = "never reported" if age_ms is None else f"no report for {age_ms / 1000:.1f} s"
-    return f"{silence}, no answered probe, {downs} of {eligible} vantages say DOWN"
+def _blind(memory: Memory, name: RegionName, age_ms: int | None, ups: int, policy: Policy) -> bool:
+    """Tell whether a region says nothing though it is reached; once so, until it reports again.
+
+    A vantage that loses sight of it meanwhile does not make it see.
+    """
+    silence_ms = memory.now_ms - memory.term_ms if age_ms is None else age_ms
+    if memory.regions[name].blind:
+        return age_ms is None or age_ms >= policy.silent_after_ms
+    return ups > 0 and silence_ms >= BLIND_MS
+
+
+def report_silence(memory: Memory, name: RegionName, age_ms: int | None) -> str:
+    """Say since when a region does not report; a new leader does not know of earlier reports."""
+    if age_ms is not None:
+        return f"no report for {age_ms / 1000:.1f} s"
+    if not memory.regions[name].seen:
+        # a state that could not be read was begun anew: nothing is known of the time before
+        return f"never reported in the {memory.now_ms / 1000:.0f} s on record"
+    began_s = (memory.now_ms - memory.term_ms) / 1000
+    return f"no report since this leader's term began, {began_s:.1f} s ago"
 
 
 def _egress(world: World, state: State) -> dict[RegionName, str]:

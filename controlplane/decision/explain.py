@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from controlplane.decision import planning
 from controlplane.decision.damping import damped, penalty_now, reuse_in_ms
+from controlplane.decision.detector import report_silence
 from controlplane.decision.state import State
 from controlplane.decision.votes import votes
 from controlplane.decision.weights import channel_trace
@@ -79,10 +80,13 @@ def _evidence(topology: Topology, state: State, regions: Sequence[RegionName]) -
     for name in regions:
         region = memory.regions[name]
         own = memory.links.get(f"{name}>{name}")
-        report = f"last report {_age(None if own is None else own[0])}"
+        if own is None or (age_ms := own[0]) is None:
+            report = report_silence(memory, name, None)
+        else:
+            report = f"last report {age_ms / 1000:.1f} s ago"
         said = ", ".join(
             f"{v.vantage} says {v.opinion.value} "
-            f"(last success {_age(v.last_success_age_ms)}, {v.failures} failures since)"
+            f"({_success(v.last_success_age_ms)}, {v.failures} failures since)"
             for v in votes(state, name, policy)
         )
         text = f"{name} is {region.phase.value}: {report}; {said}"
@@ -126,5 +130,6 @@ def _cells(world: World, state: State, channel: ChannelName) -> list[RuleStep]:
     return out
 
 
-def _age(age_ms: int | None) -> str:
-    return "never" if age_ms is None else f"{age_ms / 1000:.1f} s ago"
+def _success(age_ms: int | None) -> str:
+    # None is also what a vantage whose agents restarted, or that is not heard, knows
+    return "no success known" if age_ms is None else f"last success {age_ms / 1000:.1f} s ago"

@@ -131,7 +131,7 @@ def _evidence(
     if seen.blind != memory.blind:
         changes["blind"] = seen.blind
         if seen.blind:
-            text = f"{name} reports nothing, yet {seen.ups} vantages reach it: weights held"
+            text = f"{name} reports nothing, yet {seen.ups} vantages reach it: weights stay"
             events.append(region_event("region_blind", text, name, Severity.WARNING))
         else:
             events.append(region_event("region_sighted", f"{name} is no longer blind", name))

@@ -45,9 +45,9 @@ Column = npt.NDArray[np.float64]
 class Link(NamedTuple):
     """What one vantage knows of one region's ingress; with itself as target, of its reports.
 
-    `age_ms` attentive ms since the last success (None: never), `failures` since then, `loss` the
-    usual share of failures before the present run of them, `recent_*` decaying counts for the
-    brown-out test.
+    `age_ms` attentive ms since the last success (None: none known in this leader's term),
+    `failures` since then, `loss` the usual share of failures before the present run of them,
+    `recent_*` decaying counts for the brown-out test.
     """
 
     age_ms: int | None = None
@@ -113,6 +113,8 @@ class Memory:
     now_ms: int = 0
     # monotonic clock of the leader at the last step; None after a takeover
     clock_ms: int | None = None
+    # when the present leader's term began
+    term_ms: int = 0
     epoch: Epoch = Epoch(0)
     plan: Plan | None = None
     regions: Mapping[RegionName, RegionMemory] = field(default_factory=dict)
@@ -227,7 +229,8 @@ class State:
         the new leader was awake.
         """
         links = {key: Link(*link)._replace(age_ms=None) for key, link in self.memory.links.items()}
-        return replace(self, memory=replace(self.memory, clock_ms=None, links=links))
+        memory = replace(self.memory, clock_ms=None, term_ms=self.memory.now_ms, links=links)
+        return replace(self, memory=memory)
 
     def aligned(
         self,

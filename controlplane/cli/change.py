@@ -163,6 +163,12 @@ def _run(
     client: Client = options.client()
     fmt: Format = options.format
     preview = _send(client, method, request(common.mutation(validate_only=True)))
+    if common.local and not preview.local:
+        raise CallError(
+            "the replica does not know --local (an older version): it would change the plan for "
+            "everybody; nothing was asked of it",
+            FAILED,
+        )
     blocked = [r for r in preview.effect.refusals if r.rule not in common.rules]
     if common.dry_run:
         _show(preview, fmt)

@@ -271,10 +271,9 @@ class Views:
         leader = self.leader()
         held = self.local.held
         if held is not None:
-            left_s = max(0, held.until_ms - self.clock.monotonic_ms()) // 1000
             alarms.append(
-                f"local override at {self.me.replica}, without a quorum: {held.reason} (by "
-                f"{held.by}, {left_s} s left); only its own data planes follow it"
+                f"local override at {self.me.replica}, without a quorum: "
+                f"{held.told(self.clock.monotonic_ms())}; only its own data planes follow it"
             )
         if not leader.coordinated:
             alarms.append(

@@ -75,7 +75,7 @@ def refusals(case: Judged) -> list[Refusal]:
     failed = {s.name for s in case.after.regions if s.phase is Phase.FAILED}
     return [
         *(_in_service(case, failed) if case.drains else ()),
-        *_overloads(case.topology, case.before, case.after),
+        *overloads(case.topology, case.before, case.after),
         *_returns(case),
         *_targets(case),
         *_overrides(case, failed),
@@ -208,7 +208,9 @@ def _overrides(case: Judged, failed: set[RegionName]) -> Iterator[Refusal]:
             )
 
 
-def _overloads(topology: Topology, before: Plan | None, after: Plan) -> list[Refusal]:
+def overloads(topology: Topology, before: Plan | None, after: Plan) -> list[Refusal]:
+    """Return where a plan puts more on a region than it carries, or sheds, and the one before did
+    not (rule `capacity`)."""
     found = []
     for region in topology.regions:
         used = utilisation_bp(topology, after, region.name)

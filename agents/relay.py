@@ -22,6 +22,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from agents.apply import Applier
 from agents.targets import split_address
 from controlplane.adapters.routing_service import RoutingService
+from controlplane.adapters.wellformed import WellFormed
 from controlplane.adapters.xds_ads import ADS_SERVER_OPTIONS
 from controlplane.clock import Clock
 from controlplane.config import TlsSection
@@ -108,7 +109,9 @@ async def relay(
     `also` adds further services before the server starts.
     """
     host, port = check_listen(address, tls)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *ADS_SERVER_OPTIONS])
+    server = grpc.aio.server(
+        options=[("grpc.so_reuseport", 0), *ADS_SERVER_OPTIONS], interceptors=[WellFormed()]
+    )
     also(server)
     service = RoutingService(LocalPlan(applier), Subscribers(), clock)
     routing_pb2_grpc.add_RoutingServiceServicer_to_server(service, server)

@@ -259,6 +259,7 @@ class Replica:
             what_if=self.views.what_if,
             progress=self.views.progress,
             caller=caller,
+            speaks_for=lambda context: edges.caller_of(self, context).region,
             local=LocalChanger(
                 replica=self.me.replica,
                 local=self.local,

@@ -21,6 +21,7 @@ from controlplane.adapters.lock_service import LockServiceServicer
 from controlplane.adapters.peers import PeerLinks, PeerService
 from controlplane.adapters.routing_service import RoutingService
 from controlplane.adapters.tls import expires_at_s
+from controlplane.adapters.wellformed import WellFormed
 from controlplane.locks.audit import AuditLog
 from controlplane.runtime.local import ServedBoard
 from controlplane.v1 import (
@@ -42,7 +43,10 @@ def grpc_server(replica: Replica) -> grpc.aio.Server:
     """Make the server with every service of the API."""
     server = make_server(
         replica.config,
-        [Authorisation(replica.clock, replica.metrics, tls=replica.config.tls.enabled)],
+        [
+            Authorisation(replica.clock, replica.metrics, tls=replica.config.tls.enabled),
+            WellFormed(),
+        ],
         lambda ok: replica.metrics.config_reload("ok" if ok else "refused"),
     )
     agent_pb2_grpc.add_AgentServiceServicer_to_server(

@@ -7,7 +7,7 @@ answers, and without etcd the answer is the last known good.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from controlplane.adapters.admin_ports import EffectView, Refusal
@@ -27,10 +27,10 @@ from controlplane.decision.whatif import whatif
 from controlplane.model.errors import UnavailableError, WeirError
 from controlplane.model.evidence import Evidence, Subscriber
 from controlplane.model.ids import ChannelName, Epoch, RegionName, ReplicaId
-from controlplane.model.intents import Intents
+from controlplane.model.intents import NO_INTENTS, Intents, Readiness
 from controlplane.model.load import load_bp, utilisation_bp
 from controlplane.model.plan import RuleStep
-from controlplane.model.topology import Topology
+from controlplane.model.topology import Region, Topology
 from controlplane.runtime.board import PlanBoard
 from controlplane.runtime.book import DigestBook, converged_epoch, live_subscribers
 from controlplane.runtime.journal import Journal
@@ -97,6 +97,7 @@ class Views:
             alarms=self.alarms,
             journal=self.journal,
             goal=self.goal,
+            lag_ms=self.lag_ms,
         )
 
     def live(self) -> Sequence[Subscriber]:
@@ -188,6 +189,7 @@ class Views:
         """Work out what intents would lead to at this replica alone."""
         topology = self.topology()
         before, after = self.local.would_be(intents)
+        intents = replace(intents, readiness=self._told())
         found = refusals(
             Judged(
                 topology=topology,
@@ -221,6 +223,19 @@ class Views:
             ),
             refusals=tuple(Refusal(rule=r.rule, message=r.message, remedy=r.remedy) for r in found),
         )
+
+    def _told(self) -> tuple[Readiness, ...]:
+        """Return what was told of the regions and still counts: without etcd nobody expires it."""
+        now_ms = self.clock.wall_ms()
+        return tuple(told for told in self.intents().readiness if told.until_ms > now_ms)
+
+    def lag_ms(self, region: Region) -> float | None:
+        """Return how far a region's replication lags, None when nobody knows."""
+        evidence = self.loop.evidence
+        seen = {r.region: r for r in evidence.regions} if evidence else {}
+        queue = self.topology().ready(region).queue
+        told = replace(NO_INTENTS, readiness=self._told())
+        return rules.lag_ms(queue, seen.get(region.name), told, region.name)
 
     def _drill_age_ms(self) -> dict[RegionName, int]:
         now_ms = self.clock.wall_ms()
@@ -256,10 +271,9 @@ class Views:
         leader = self.leader()
         held = self.local.held
         if held is not None:
-            left_s = max(0, held.until_ms - self.clock.monotonic_ms()) // 1000
             alarms.append(
-                f"local override at {self.me.replica}, without a quorum: {held.reason} (by "
-                f"{held.by}, {left_s} s left); only its own data planes follow it"
+                f"local override at {self.me.replica}, without a quorum: "
+                f"{held.told(self.clock.monotonic_ms())}; only its own data planes follow it"
             )
         if not leader.coordinated:
             alarms.append(

@@ -18,7 +18,7 @@ import grpc
 import structlog
 
 from controlplane.adapters.admin_local import LocalChanger
-from controlplane.adapters.admin_ports import Caller, IntentStore, WhatIf
+from controlplane.adapters.admin_ports import Caller, EffectView, IntentStore, WhatIf
 from controlplane.adapters.admin_rules import describe, obey
 from controlplane.adapters.admin_transitions import Change
 from controlplane.clock import Clock
@@ -29,7 +29,8 @@ from controlplane.model.errors import (
     UnavailableError,
 )
 from controlplane.model.intents import Intents
-from controlplane.ports import Delete, KeyValue, Put
+from controlplane.model.permissions import RoleName
+from controlplane.ports import Compare, Delete, KeyValue, Put
 from controlplane.v1 import admin_pb2 as pb
 
 log = structlog.get_logger(__name__)
@@ -42,9 +43,13 @@ TTL_DEFAULT_S: Final = {
     "freeze": 14_400,
     "failback": 3_600,
     "override": 0,
+    "readiness": 600,
 }
 """How long an intent holds unless the caller says otherwise; an override must say."""
 OPERATION_TTL_S: Final = TTL_MAX_S
+AGENT_OPERATION_TTL_S: Final = 3_600
+"""Agents measure, and again the next minute: their words are in the log, and here for an hour."""
+NOTHING_MOVES: Final = EffectView(routes=(), regions=())
 RACES_MAX: Final = 20
 """How often a change is worked out anew because another came in between."""
 
@@ -128,7 +133,7 @@ class Changer:
             change,
             now,
             mutation,
-            await self._what_if(change.after),
+            NOTHING_MOVES if change.informs else await self._what_if(change.after),
             by=by,
             etag=etag,
             wall_ms=self._clock.wall_ms(),
@@ -137,14 +142,18 @@ class Changer:
         obey(operation, mutation, roles)
         if mutation.validate_only:
             return operation
-        unmoved, moved = self._intents.next_generation(seen, operation.id)
-        effects = [moved, *await self._effects(change, operation, mutation, by)]
+        kept_s = OPERATION_TTL_S if roles - {RoleName.AGENT} else AGENT_OPERATION_TTL_S
+        effects = await self._effects(change, operation, mutation, by, kept_s)
+        compares: tuple[Compare, ...] = ()
+        if not change.informs:  # who tells a measurement gets in nobody's way
+            unmoved, moved = self._intents.next_generation(seen, operation.id)
+            effects, compares = [moved, *effects], (unmoved,)
         applied = await self._intents.apply(
             mutation.request_id,
             effects,
             operation.SerializeToString(),
             fingerprint=fingerprint,
-            compares=(unmoved,),
+            compares=compares,
         )
         if not applied.repeated:
             log.info(
@@ -181,7 +190,7 @@ class Changer:
         return mutation.ttl_s or TTL_DEFAULT_S.get(change.kind, 3_600)
 
     async def _effects(
-        self, change: Change, operation: pb.Operation, mutation: pb.Mutation, by: str
+        self, change: Change, operation: pb.Operation, mutation: pb.Mutation, by: str, kept_s: int
     ) -> list[Put | Delete]:
         ttl_s = self._ttl(change, mutation)
         effects: list[Put | Delete] = [
@@ -200,9 +209,7 @@ class Changer:
                 )
             )
         effects.append(
-            await self._intents.operation_put(
-                operation.id, operation.SerializeToString(), OPERATION_TTL_S
-            )
+            await self._intents.operation_put(operation.id, operation.SerializeToString(), kept_s)
         )
         return effects
 

@@ -12,7 +12,7 @@ from typing import Final
 import grpc
 
 from controlplane.adapters import admin_transitions as transitions
-from controlplane.adapters.admin_change import Changer
+from controlplane.adapters.admin_change import TTL_DEFAULT_S, Changer
 from controlplane.adapters.admin_local import LocalChanger
 from controlplane.adapters.admin_ports import Caller, IntentStore, WhatIf
 from controlplane.adapters.admin_service import AdminReads, Reads
@@ -30,6 +30,9 @@ WAIT_DEFAULT_MS: Final = 30_000
 WAIT_MAX_MS: Final = 300_000
 WAIT_POLL_MS: Final = 100
 OPERATION_ID_MAX: Final = 64
+LAG_MAX_MS: Final = 604_800_000
+READINESS_MAX_S: Final = 86_400
+"""A measurement older than a day says nothing."""
 
 
 class AdminService(AdminReads):
@@ -43,10 +46,12 @@ class AdminService(AdminReads):
         what_if: WhatIf,
         progress: Callable[[pb.Operation], pb.Operation],
         caller: Caller,
+        speaks_for: Callable[[grpc.aio.ServicerContext], str | None],
         local: LocalChanger,
         clock: Clock,
     ) -> None:
         super().__init__(reads)
+        self._speaks_for = speaks_for
         self._intents = intents
         self._progress = progress
         self._clock = clock
@@ -157,6 +162,27 @@ class AdminService(AdminReads):
         )
 
     @typed_errors
+    async def SetReadiness(  # noqa: N802
+        self, request: pb.SetReadinessRequest, context: grpc.aio.ServicerContext
+    ) -> pb.Operation:
+        """Say how far a region's replication lags."""
+        region = self._region("region", request.region)
+        own = self._speaks_for(context)
+        if own is not None and own != region:
+            raise InvalidInputError("region", f"the certificate speaks for {own}, not for {region}")
+        told = request.HasField("replication_lag_ms")
+        lag_ms = request.replication_lag_ms if told else None
+        if lag_ms is not None and not 0 <= lag_ms <= LAG_MAX_MS:
+            raise InvalidInputError("replication_lag_ms", f"must be 0 to {LAG_MAX_MS}")
+        ttl_s = request.mutation.ttl_s or TTL_DEFAULT_S["readiness"]
+        if ttl_s > READINESS_MAX_S:
+            raise InvalidInputError("mutation.ttl_s", f"must be at most {READINESS_MAX_S} here")
+        until_ms = self._clock.wall_ms() + ttl_s * 1000
+        return await self._changer.make(
+            request, context, lambda now: transitions.readiness(now, region, lag_ms, until_ms)
+        )
+
+    @typed_errors
     async def GetOperation(  # noqa: N802
         self, request: pb.GetOperationRequest, context: grpc.aio.ServicerContext
     ) -> pb.Operation:
@@ -193,6 +219,7 @@ class AdminService(AdminReads):
             "override": lambda now: transitions.clear(now, channel),
             "freeze": transitions.unfreeze,
             "failback": lambda now: transitions.drain(now, region, "drain"),
+            "readiness": lambda now: transitions.readiness(now, region, None, 0),
         }
         if operation.kind not in undo:
             raise RefusedError(

@@ -52,6 +52,7 @@ class Local(Protocol):
         reason: str,
         ttl_s: int,
         renewed: tuple[str, str] | None = None,
+        overridden: frozenset[str] = frozenset(),
     ) -> None:
         """Put intents into force here."""
         ...
@@ -138,6 +139,7 @@ class LocalChanger:
                 reason=f"{change.kind} {change.target}: {mutation.reason}",
                 ttl_s=mutation.ttl_s or DEFAULT_S,
                 renewed=change.puts[0][:2] if change.puts else None,
+                overridden=frozenset(mutation.override_rules),
             )
             self._record(operation)
         self._answers[mutation.request_id] = (fingerprint, operation)

@@ -25,12 +25,13 @@ def describe(
 ) -> pb.Operation:
     """Tell a change: who, what, why, until when, and what it does."""
     unchanged = not change.puts and not change.deletes
+    done = unchanged or change.informs
     operation = pb.Operation(
         id=f"op-{uuid.uuid4()}",
         kind=change.kind,
         target=change.target,
-        stage="completed" if unchanged else "accepted",
-        done=unchanged,
+        stage="completed" if done else "accepted",
+        done=done,
         by=by,
         reason=mutation.reason,
         created_at=timestamp(wall_ms),

@@ -7,6 +7,7 @@ it has seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -22,7 +23,7 @@ from controlplane.model.evidence import Digest, Evidence, Subscriber
 from controlplane.model.ids import ChannelName, RegionName
 from controlplane.model.load import load_bp, utilisation_bp
 from controlplane.model.plan import Plan, RuleStep
-from controlplane.model.topology import Topology
+from controlplane.model.topology import Region, Topology
 from controlplane.v1 import admin_pb2, admin_pb2_grpc, common_pb2
 
 PAGE_DEFAULT: Final = 100
@@ -95,6 +96,7 @@ class Reads:
     alarms: Callable[[], Sequence[str]]
     journal: EventSource
     goal: Callable[[], Awaitable[Mapping[RegionName, int]]]
+    lag_ms: Callable[[Region], float | None]
 
 
 def page_size(asked: int) -> int:
@@ -245,6 +247,9 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
                 message.since.CopyFrom(state.since)
             if seen is not None and seen.clock_offset_ms is not None:
                 message.clock_offset_ms = seen.clock_offset_ms
+            lag_ms = self._reads.lag_ms(region)
+            if lag_ms is not None and math.isfinite(lag_ms):
+                message.replication_lag_ms = round(lag_ms)
             out.append(message)
         return out
 

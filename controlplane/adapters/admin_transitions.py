@@ -10,7 +10,7 @@ from typing import Any
 
 from controlplane.model.errors import RefusedError
 from controlplane.model.ids import ChannelName, RegionName
-from controlplane.model.intents import Drain, Freeze, Intents, Override
+from controlplane.model.intents import Drain, Freeze, Intents, Override, Readiness
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,8 @@ class Change:
     puts: tuple[tuple[str, str, dict[str, Any]], ...] = ()
     deletes: tuple[tuple[str, str], ...] = ()
     hold_s: int = 0
+    informs: bool = False
+    """Tells something and moves nothing: no rule is asked, and it is done at once."""
 
 
 def drain(now: Intents, region: RegionName, kind: str, *, hold_s: int = 0) -> Change:
@@ -116,4 +118,26 @@ def clear(now: Intents, channel: ChannelName) -> Change:
     after = replace(now, overrides=tuple(o for o in now.overrides if o.channel != channel))
     return Change(
         kind="clear_override", target=channel, after=after, deletes=(("override", channel),)
+    )
+
+
+def readiness(now: Intents, region: RegionName, lag_ms: int | None, until_ms: int) -> Change:
+    """Say how far a region lags until `until_ms` (wall ms); None takes back what was said."""
+    others = tuple(told for told in now.readiness if told.region != region)
+    if lag_ms is None:
+        held = len(others) != len(now.readiness)
+        return Change(
+            kind="readiness",
+            target=region,
+            after=replace(now, readiness=others),
+            deletes=(("readiness", region),) if held else (),
+            informs=True,
+        )
+    told = Readiness(region=region, lag_ms=lag_ms, until_ms=until_ms)
+    return Change(
+        kind="readiness",
+        target=region,
+        after=replace(now, readiness=tuple(sorted((*others, told), key=lambda r: r.region))),
+        puts=(("readiness", region, {"lag_ms": lag_ms}),),
+        informs=True,
     )

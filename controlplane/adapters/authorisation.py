@@ -15,6 +15,7 @@ import grpc
 import structlog
 from google.rpc import code_pb2, error_details_pb2
 
+from controlplane.adapters.handlers import Inner, answers_of, rewrapped
 from controlplane.adapters.identity import Identity, caller
 from controlplane.adapters.rpc_errors import DOMAIN, abort_with, make_status
 from controlplane.clock import Clock
@@ -79,42 +80,16 @@ class Authorisation(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return self._wrap(handler, handler_call_details.method)
 
     def _wrap(self, handler: Any, method: str) -> Any:
-        if handler.response_streaming:
-            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
+        async def single(inner: Inner, request: Any, context: Any) -> Any:
+            await self._check(method, context)
+            return await inner(request, context)
 
-            async def streaming(request: Any, context: Any) -> AsyncIterator[Any]:
-                await self._check(method, context)
-                answers = inner(request, context)
-                if hasattr(answers, "__aiter__"):
-                    async for answer in answers:
-                        yield answer
-                else:  # a handler that writes to the context by itself
-                    await answers
+        async def streaming(inner: Inner, request: Any, context: Any) -> AsyncIterator[Any]:
+            await self._check(method, context)
+            async for answer in answers_of(inner, request, context):
+                yield answer
 
-            behaviour: Any = streaming
-        else:
-            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            make = (
-                grpc.stream_unary_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_unary_rpc_method_handler
-            )
-
-            async def single(request: Any, context: Any) -> Any:
-                await self._check(method, context)
-                return await inner(request, context)
-
-            behaviour = single
-        return make(
-            behaviour,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return rewrapped(handler, single=single, streaming=streaming)
 
     async def _check(self, method: str, context: Any) -> None:
         identity = caller(context, tls=self._tls)

@@ -8,6 +8,7 @@ nothing. The record lives for at least 24 h under a lease shared by the requests
 Intents are JSON: `reason`, `by`, `at`, `expires_at` (RFC 3339), and by kind
 - drain/<region>: `immediate`, `drill`
 - override/<channel>: `weights` {region: bp}
+- readiness/<region>: `lag_ms`; it asks for nothing, and is no change of what others decided on
 - freeze/all, failback/<region>, gate/<name>: nothing more
 """
 
@@ -17,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import structlog
@@ -25,12 +27,12 @@ from controlplane.adapters.etcd_keys import Keys
 from controlplane.clock import Clock, rfc3339
 from controlplane.model.errors import InvalidInputError, RefusedError
 from controlplane.model.ids import FULL_BP, ChannelName, RegionName, valid_name
-from controlplane.model.intents import Drain, Freeze, Intents, Override
+from controlplane.model.intents import Drain, Freeze, Intents, Override, Readiness
 from controlplane.ports import Compare, Delete, Get, KeyValue, KeyValueStore, Put
 
 log = structlog.get_logger(__name__)
 
-KINDS: Final = ("drain", "override", "freeze", "failback", "gate")
+KINDS: Final = ("drain", "override", "freeze", "failback", "gate", "readiness")
 REQUEST_TTL_S: Final = 25 * 3600
 """A lease shared for an hour that still leaves its youngest record 24 h."""
 REQUEST_LEASE_MS: Final = 3_600_000
@@ -63,8 +65,11 @@ class EtcdIntents:
         return parse_intents(self.keys, {kv.key: kv.value for kv in kvs})
 
     async def raw(self) -> Sequence[KeyValue]:
-        """Linearizable read of every intent as stored, for etags and expiry."""
-        return (await self._kv.get_prefix(self.keys.intents))[0]
+        """Linearizable read of every intent as stored, for etags and expiry; not of what was told
+        of regions: a measurement every minute must not undo an operator's etag."""
+        told = self.keys.intents + b"readiness/"
+        kvs = (await self._kv.get_prefix(self.keys.intents))[0]
+        return [kv for kv in kvs if not kv.key.startswith(told)]
 
     async def generation(self) -> int:
         """Linearizable read of the revision of the last change; 0 before the first."""
@@ -172,6 +177,7 @@ def parse_intents(keys: Keys, values: Mapping[bytes, bytes]) -> Intents:
     freeze: Freeze | None = None
     failback: list[RegionName] = []
     gates: list[str] = []
+    readiness: list[Readiness] = []
     for key in sorted(values):
         try:
             kind, _, name = key.removeprefix(keys.intents).decode().partition("/")
@@ -195,6 +201,16 @@ def parse_intents(keys: Keys, values: Mapping[bytes, bytes]) -> Intents:
                 failback.append(RegionName(name))
             elif kind == "gate":
                 gates.append(name)
+            elif kind == "readiness":
+                readiness.append(
+                    Readiness(
+                        region=RegionName(name),
+                        lag_ms=int(body["lag_ms"]),
+                        until_ms=_until_ms(body),
+                        reason=reason,
+                        by=by,
+                    )
+                )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("intent_refused", key=key.decode(errors="replace"), error=str(error))
     return Intents(
@@ -203,7 +219,12 @@ def parse_intents(keys: Keys, values: Mapping[bytes, bytes]) -> Intents:
         freeze=freeze,
         failback=tuple(failback),
         closed_gates=tuple(gates),
+        readiness=tuple(readiness),
     )
+
+
+def _until_ms(body: Mapping[str, Any]) -> int:
+    return round(datetime.fromisoformat(body["expires_at"]).timestamp() * 1000)
 
 
 def _override(channel: str, weights: Mapping[str, int], reason: str, by: str) -> Override:

@@ -143,7 +143,19 @@ def typed_stream_errors(
     return guarded
 
 
+def first_of(error: BaseException) -> BaseException:
+    """Return the first error in a group of a TaskGroup, or the error itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 async def _answer(context: Any, error: Exception, method: str) -> NoReturn:
+    found = first_of(error)
+    if isinstance(found, WeirError | grpc.aio.AbortError):
+        error = found
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
     if not isinstance(error, WeirError):
         log.error("internal_error", method=method, exc_info=error)
     await abort(context, error)

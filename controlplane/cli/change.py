@@ -1,4 +1,4 @@
-"""What an operator changes: drain, failover, failback, freeze, override, drill.
+"""What an operator changes (drain, failover, failback, freeze, override, drill) or says.
 
 Each asks the cluster first what the change would do (`--dry-run` stops there), shows it, asks for a
 yes on a terminal, and then sends it with a request id, so that a repeat after a lost answer changes
@@ -39,6 +39,7 @@ OPTIONS = {
     "weights.region": "--weights",
     "weights.weight_bp": "--weights",
     "hold_s": "--hold",
+    "replication_lag_ms": "--lag",
 }
 """Fields of the API and the options that give them."""
 _BASIS_POINTS: Final = re.compile(r"[0-9]{1,5}")
@@ -98,6 +99,7 @@ def change(
     weights: str = "",
     clear: bool = False,
     hold_for: str = HOLD_DEFAULT,
+    lag: str = "",
 ) -> None:
     """Ask for a change by the name of its command; `word` is the region or channel."""
     if not reason.strip():
@@ -116,6 +118,8 @@ def change(
     )
     if name == "override":
         method, make = _override(weights, clear=clear)
+    elif name == "readiness":
+        method, make = _readiness(lag, clear=clear)
     elif name == "drill":
         hold_s = parse_s(hold_for, "--hold")
         method = "StartDrill"
@@ -134,6 +138,15 @@ def _override(weights: str, *, clear: bool) -> tuple[str, Callable[[str, pb.Muta
     return "SetOverride", lambda c, m: pb.SetOverrideRequest(channel=c, weights=parsed, mutation=m)
 
 
+def _readiness(lag: str, *, clear: bool) -> tuple[str, Callable[[str, pb.Mutation], Any]]:
+    if clear == bool(lag):
+        raise InvalidInputError("--lag", "give either --lag 250ms, or --clear")
+    lag_ms = None if clear else parse_ms(lag, "--lag")
+    return "SetReadiness", lambda r, m: pb.SetReadinessRequest(
+        region=r, replication_lag_ms=lag_ms, mutation=m
+    )
+
+
 def _weights(text: str) -> list[common_pb2.RegionWeight]:
     out = []
     for part in text.split(","):
@@ -150,6 +163,12 @@ def _run(
     client: Client = options.client()
     fmt: Format = options.format
     preview = _send(client, method, request(common.mutation(validate_only=True)))
+    if common.local and not preview.local:
+        raise CallError(
+            "the replica does not know --local (an older version): it would change the plan for "
+            "everybody; nothing was asked of it",
+            FAILED,
+        )
     blocked = [r for r in preview.effect.refusals if r.rule not in common.rules]
     if common.dry_run:
         _show(preview, fmt)
@@ -231,6 +250,8 @@ def _show(operation: Any, fmt: Format, *, effect: bool = True) -> None:
 
 
 def _show_effect(operation: Any) -> None:
+    if not operation.effect.regions:  # it moves nothing
+        return
     print_table(
         ["REGION", ">NOW", ">THEN", "", ">UTILISATION"],
         [

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import grpc
 
+from controlplane import __version__
 from controlplane.cli.exits import DEADLINE, FAILED, REFUSED, UNREACHABLE, USAGE, CallError
 
 DEFAULT_SERVER: Final = "127.0.0.1:7700"
@@ -118,6 +119,12 @@ class Client:
                     last = error
                     if error.code() not in _RETRY_ELSEWHERE:
                         break
+        if last is not None and last.code() is grpc.StatusCode.UNIMPLEMENTED:
+            raise CallError(
+                f"the replica does not know {method}: another version than this weir "
+                f"{__version__} (weir doctor tells which)",
+                FAILED,
+            )
         raise _explain(last, self._addresses)
 
     def stream(

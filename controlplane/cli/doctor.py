@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ DIGEST_OLD_MS: Final = 5_000
 CERT_WARN_S: Final = 7 * 86_400
 ETCD_FAULTY: Final = ("3.5.0", "3.5.1", "3.5.2")
 """etcd #13766: these may lose data when killed."""
+_VERSION: Final = re.compile(r"(\d+)\.(\d+)\..+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +93,24 @@ def _leader(status: Any) -> Iterator[Finding]:
 
 
 def _versions(status: Any) -> Iterator[Finding]:
-    seen = sorted({r.version for r in status.replicas if r.version} | {__version__})
-    minors = {tuple(int(p) for p in v.split(".")[:2]) for v in seen}
-    skewed = max(minors)[0] != min(minors)[0] or max(minors)[1] - min(minors)[1] > 1
+    told = {r.id: r.version for r in status.replicas if r.version}
+    if status.version:
+        told[status.replica] = status.version
+    found = [_VERSION.fullmatch(version) for version in (__version__, *told.values())]
+    minors = [(int(match[1]), int(match[2])) for match in found if match]
+    (major, low), (last, high) = min(minors, default=(0, 0)), max(minors, default=(0, 0))
+    if major != last or high - low > 1:
+        result, remedy = "failed", "one minor version apart at most: docs/upgrade.md"
+    elif not told or len(minors) < len(found):
+        result, remedy = "warning", "not every version is known: docs/upgrade.md"
+    else:
+        result, remedy = "ok", ""
+    replicas = (f"{name} {version}" for name, version in sorted(told.items()))
     yield Finding(
         check="versions",
-        result="failed" if skewed else "ok",
-        seen=", ".join(seen),
-        remedy="one minor version apart at most" if skewed else "",
+        result=result,
+        seen=", ".join((f"this weir {__version__}", *replicas)),
+        remedy=remedy,
     )
 
 

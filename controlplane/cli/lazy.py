@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
             "unfreeze",
             "override",
             "drill",
+            "readiness",
         )
     },
     "check-config": ("controlplane.cli.check", "check_config"),

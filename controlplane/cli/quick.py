@@ -106,6 +106,9 @@ COMMANDS: Final[dict[tuple[str, ...], Command]] = {
         "override", texts={**_FOR, "--weights": "weights"}, flags={**_LOCAL, "--clear": "clear"}
     ),
     ("drill",): _change("drill", texts={"--hold": "hold_for"}),
+    ("readiness",): _change(
+        "readiness", texts={**_FOR, "--lag": "lag"}, flags={"--clear": "clear"}, rules=False
+    ),
     ("lock", "get"): Command(module=_LOCKS, function="get", words=1),
     ("lock", "list"): Command(module=_LOCKS, function="list_held", numbers=_LIMIT, most=100_000),
 }

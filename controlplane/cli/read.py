@@ -153,6 +153,7 @@ def regions(options: Options) -> None:
             ">CAPACITY",
             "AGENTS",
             "REPORT",
+            "LAG",
             "VOTES",
             "CAUSE",
         ],
@@ -166,6 +167,7 @@ def regions(options: Options) -> None:
                 f"{r.capacity_tps}/s",
                 f"{r.agents_live}/{r.agents_expected}",
                 age(r.report_age_ms),
+                age(r.replication_lag_ms) if r.HasField("replication_lag_ms") else "",
                 " ".join(f"{v.vantage}:{v.opinion}" for v in r.votes),
                 r.cause,
             )

@@ -83,6 +83,20 @@ class RegionSection(Section):
     endpoints: tuple[Address, ...] = Field(
         (), description="Where data planes send payments for this region."
     )
+    ready_queue: str | None = Field(
+        None, description="policy.ready_queue for this region; the policy's if unset."
+    )
+    ready_lag_max_ms: int | None = Field(
+        None, ge=0, description="policy.ready_lag_max_ms for this region; the policy's if unset."
+    )
+    ready_headroom_bp: Bp | None = Field(
+        None, description="policy.ready_headroom_bp for this region; the policy's if unset."
+    )
+    ready_drill_max_age_h: int | None = Field(
+        None,
+        ge=0,
+        description="policy.ready_drill_max_age_h for this region; the policy's if unset.",
+    )
 
 
 class ChannelProbe(ProbeSection):

@@ -124,6 +124,10 @@ class WeirConfig(BaseSettings):
                 priority=r.priority or _PRIORITY[r.role],
                 latency_ms=r.latency_ms,
                 agents_expected=r.agents_expected,
+                ready_queue=r.ready_queue,
+                ready_lag_max_ms=r.ready_lag_max_ms,
+                ready_headroom_bp=r.ready_headroom_bp,
+                ready_drill_max_age_h=r.ready_drill_max_age_h,
             )
             for name, r in sorted(self.regions.items())
         )

@@ -5,7 +5,9 @@
 - capacity: a region above 100 % of its capacity, or payments shed, that were not before.
 - target_ready: a region that would get more is not fit for it: unhealthy now (a failback), its
   replication lags, too little headroom would be left, or its last drill is too long ago. The policy
-  sets the bounds; a bound of 0 is not asked for.
+  sets the bounds, a region may have its own; a bound of 0 is not asked for. Of the lag that its
+  agents read and the one that was told of it the larger counts: telling a lag never makes a region
+  look better than it was seen.
 - gate: a failback while a gate is closed.
 - override_out: an override that sends payments to a failed or drained region.
 
@@ -22,7 +24,7 @@ from typing import Final
 from controlplane.decision.planning import honoured_drains
 from controlplane.decision.state import State
 from controlplane.decision.world import compiled
-from controlplane.model.evidence import Evidence
+from controlplane.model.evidence import Evidence, RegionEvidence
 from controlplane.model.ids import FULL_BP, RegionName
 from controlplane.model.intents import NO_INTENTS, Intents
 from controlplane.model.load import load_bp, utilisation_bp
@@ -73,7 +75,7 @@ def refusals(case: Judged) -> list[Refusal]:
     failed = {s.name for s in case.after.regions if s.phase is Phase.FAILED}
     return [
         *(_in_service(case, failed) if case.drains else ()),
-        *_overloads(case.topology, case.before, case.after),
+        *overloads(case.topology, case.before, case.after),
         *_returns(case),
         *_targets(case),
         *_overrides(case, failed),
@@ -124,7 +126,7 @@ def _returns(case: Judged) -> Iterator[Refusal]:
 
 def _targets(case: Judged) -> Iterator[Refusal]:
     """Judge the regions that the change sends more to."""
-    intents, held, policy = case.intents, case.held, case.topology.policy
+    intents, held = case.intents, case.held
     moves = (intents.drains, intents.overrides) != (held.drains, held.overrides)
     heard = {region.region: region for region in case.evidence.regions}
     for region in case.topology.regions:
@@ -133,34 +135,48 @@ def _targets(case: Judged) -> Iterator[Refusal]:
         gains = moves and load_bp(case.topology, case.after, name) > was_bp
         if not gains and name not in case.returns:
             continue
-        seen = heard.get(name)
-        lag_s = seen.queue_lag_s.get(policy.ready_queue) if seen else None
-        yield from _lag(name, lag_s, policy.ready_lag_max_ms)
+        bounds = case.topology.ready(region)
+        yield from _lag(
+            name, lag_ms(bounds.queue, heard.get(name), intents, name), bounds.lag_max_ms
+        )
         used_bp = utilisation_bp(case.topology, case.after, name)
-        if policy.ready_headroom_bp and FULL_BP - used_bp < policy.ready_headroom_bp:
+        if bounds.headroom_bp and FULL_BP - used_bp < bounds.headroom_bp:
             yield Refusal(
                 rule="target_ready",
                 message=f"{name} would have {(FULL_BP - used_bp) / 100:g} % of headroom left, "
-                f"the policy asks for {policy.ready_headroom_bp / 100:g} %",
+                f"the policy asks for {bounds.headroom_bp / 100:g} %",
                 remedy="Add capacity there, or move less.",
             )
-        yield from _drilled(name, case.drill_age_ms.get(name), policy.ready_drill_max_age_h)
+        yield from _drilled(name, case.drill_age_ms.get(name), bounds.drill_max_age_h)
 
 
-def _lag(name: RegionName, lag_s: float | None, most_ms: int) -> Iterator[Refusal]:
+def lag_ms(
+    queue: str, seen: RegionEvidence | None, intents: Intents, name: RegionName
+) -> float | None:
+    """Return a region's replication lag in ms: the larger of what its agents read and what was
+    told; None when it is not known."""
+    read_s = seen.queue_lag_s.get(queue) if seen else None
+    told_ms = intents.told_lag_ms(name)
+    known = [ms for ms in (None if read_s is None else read_s * 1000, told_ms) if ms is not None]
+    return max(known, default=None)
+
+
+def _lag(name: RegionName, lag_ms: float | None, most_ms: int) -> Iterator[Refusal]:
     if not most_ms:
         return
-    if lag_s is None:
+    if lag_ms is None:
         yield Refusal(
             rule="target_ready",
             message=f"the replication lag of {name} is not known, "
             f"the policy allows {most_ms / 1000:g} s",
-            remedy="See that its agents report it (agent.queues_url).",
+            remedy="See that its agents report it (agent.queues_url), or tell it: "
+            f"weir readiness {name} --lag …",
         )
-    elif lag_s * 1000 > most_ms:
+    elif lag_ms > most_ms:
         yield Refusal(
             rule="target_ready",
-            message=f"{name} lags {lag_s:g} s behind, the policy allows {most_ms / 1000:g} s",
+            message=f"{name} lags {lag_ms / 1000:g} s behind, "
+            f"the policy allows {most_ms / 1000:g} s",
             remedy="Wait until it has caught up.",
         )
 
@@ -192,7 +208,9 @@ def _overrides(case: Judged, failed: set[RegionName]) -> Iterator[Refusal]:
             )
 
 
-def _overloads(topology: Topology, before: Plan | None, after: Plan) -> list[Refusal]:
+def overloads(topology: Topology, before: Plan | None, after: Plan) -> list[Refusal]:
+    """Return where a plan puts more on a region than it carries, or sheds, and the one before did
+    not (rule `capacity`)."""
     found = []
     for region in topology.regions:
         used = utilisation_bp(topology, after, region.name)

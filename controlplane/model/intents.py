@@ -42,11 +42,24 @@ class Freeze:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """How far the replication of a region lags, as somebody says who knows; counts until
+    `until_ms` (wall ms)."""
+
+    region: RegionName
+    lag_ms: int
+    until_ms: int
+    reason: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Intents:
     """Everything asked for and not yet expired, sorted by region and by channel.
 
     `failback` lists regions for which an operator allows an earlier return; `closed_gates` names
-    gates (for example an unclean reconciliation) that forbid automatic failback.
+    gates (for example an unclean reconciliation) that forbid automatic failback. `readiness` asks
+    for nothing: it is what the rules are told of regions.
     """
 
     drains: tuple[Drain, ...] = ()
@@ -54,6 +67,11 @@ class Intents:
     freeze: Freeze | None = None
     failback: tuple[RegionName, ...] = ()
     closed_gates: tuple[str, ...] = ()
+    readiness: tuple[Readiness, ...] = ()
+
+    def told_lag_ms(self, region: RegionName) -> int | None:
+        """Return the replication lag that was told of a region; None when nobody did."""
+        return next((told.lag_ms for told in self.readiness if told.region == region), None)
 
 
 NO_INTENTS = Intents()

@@ -1,9 +1,9 @@
 """Who may call what: one table, and everything that is not in it is refused.
 
 Roles come from the certificate's SPIFFE URI: `spiffe://<trust domain>/weir/<role>/...`. `operator`
-may do what `viewer` may, `breakglass` what `operator` may. An `agent` may report (for its own
-region only) and follow the plan; a `replica` exchanges digests and follows the plan. Data planes
-(Envoy, gRPC clients, sidecars) carry `dataplane`.
+may do what `viewer` may, `breakglass` what `operator` may. An `agent` may report and say how ready
+its region is (for its own region only) and follow the plan; a `replica` exchanges digests and
+follows the plan. Data planes (Envoy, gRPC clients, sidecars) carry `dataplane`.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ RULES: Final[Mapping[str, frozenset[RoleName]]] = {
         ),
         _CHANGE,
     ),
+    _ADMIN + "SetReadiness": _CHANGE | {_A},
     **dict.fromkeys(
         (_LOCKS + name for name in ("Acquire", "Renew", "Release", "Session", "WatchLock")), _LOCK
     ),

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeVar
 
 from controlplane.model.ids import ChannelName, RegionName
+
+V = TypeVar("V")
 
 
 class Role(StrEnum):
@@ -24,7 +27,7 @@ class Role(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
     """One region. `share_bp` is its base share, `capacity_tps` what it can carry, `priority` the
-    order of spilling."""
+    order of spilling; a `ready_` bound that is None is the policy's."""
 
     name: RegionName
     role: Role
@@ -33,6 +36,21 @@ class Region:
     priority: int
     latency_ms: int = 0
     agents_expected: int = 1
+    ready_queue: str | None = None
+    ready_lag_max_ms: int | None = None
+    ready_headroom_bp: int | None = None
+    ready_drill_max_age_h: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """What a region must fulfil before a change may send more to it; a bound of 0 is not asked
+    for."""
+
+    queue: str
+    lag_max_ms: int
+    headroom_bp: int
+    drill_max_age_h: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,9 +178,23 @@ class Topology:
                 return region
         raise KeyError(name)
 
+    def ready(self, region: Region) -> Ready:
+        """Return what a region must fulfil: its own bounds over the policy's."""
+        policy = self.policy
+        return Ready(
+            queue=_or(region.ready_queue, policy.ready_queue),
+            lag_max_ms=_or(region.ready_lag_max_ms, policy.ready_lag_max_ms),
+            headroom_bp=_or(region.ready_headroom_bp, policy.ready_headroom_bp),
+            drill_max_age_h=_or(region.ready_drill_max_age_h, policy.ready_drill_max_age_h),
+        )
+
     def channel(self, name: ChannelName) -> Channel:
         """Return a channel by name; KeyError when unknown."""
         for channel in self.channels:
             if channel.name == name:
                 return channel
         raise KeyError(name)
+
+
+def _or(own: V | None, common: V) -> V:
+    return common if own is None else own

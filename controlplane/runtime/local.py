@@ -4,7 +4,8 @@ Rules
 - One is accepted only while etcd does not answer; as soon as it does, all end: the committed plan,
   or the one the leader commits next, holds for everybody again.
 - Each intent keeps its own end. When one ends, the others are laid anew; with the last (ended or
-  taken back) the override ends. If the rest would move a single writer or break the audit, all end.
+  taken back) the override ends. If the rest would move a single writer, break the audit, or
+  overload a region (and nobody overrode that rule for it), all end.
 - Asking again for what is held renews that intent, and no other. None survives a restart (the
   disk has the committed plan only).
 - A committed plan with a higher epoch ends them at once (`PlanBoard.adopt`).
@@ -21,6 +22,7 @@ import structlog
 
 from controlplane.clock import Clock
 from controlplane.decision.local import local_plan, single_writer_moves
+from controlplane.decision.rules import overloads
 from controlplane.model import audit
 from controlplane.model.errors import Alarm, RefusedError
 from controlplane.model.intents import NO_INTENTS, Drain, Intents, Override
@@ -33,7 +35,7 @@ log = structlog.get_logger(__name__)
 LOOK_MS: Final = 200
 MAX_S: Final = 1_800
 DEFAULT_S: Final = 600
-
+MINUTE_S: Final = 60
 
 RELAY_MS: Final = 2_000
 """How long subscribers keep an override past the end of one intent of several: the rest comes
@@ -52,13 +54,14 @@ class Noted(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """One intent: who asked for it, why, and until when."""
+    """One intent: who asked for it, why, until when, and which safety rules that overrode."""
 
     key: Key
     intent: Drain | Override
     by: str
     reason: str
     until_ms: int
+    overridden: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,13 @@ class Held:
     def until_ms(self) -> int:
         """When the last of them ends."""
         return max(one.until_ms for one in self.asked)
+
+    def told(self, now_ms: int) -> str:
+        """Say each intent with its author and the time it has left."""
+        return "; ".join(
+            f"{one.reason} (by {one.by}, ends in {_span(one.until_ms - now_ms)})"
+            for one in self.asked
+        )
 
     def left_ms(self, now_ms: int) -> int:
         """Return how long subscribers may keep it without another word; at least 1."""
@@ -153,11 +163,19 @@ class LocalOverrides:
         return plan, local_plan(self._topology(), plan, intents)
 
     async def hold(
-        self, intents: Intents, *, by: str, reason: str, ttl_s: int, renewed: Key | None = None
+        self,
+        intents: Intents,
+        *,
+        by: str,
+        reason: str,
+        ttl_s: int,
+        renewed: Key | None = None,
+        overridden: frozenset[str] = frozenset(),
     ) -> None:
         """Put intents into force for the subscribers of this replica.
 
-        `by`, `reason` and `ttl_s` are those of what is new and of `renewed`; others keep theirs.
+        `by`, `reason`, `ttl_s` and the safety rules `overridden` are those of what is new and of
+        `renewed`; others keep theirs.
         """
         if self._coordinated():
             raise RefusedError(
@@ -176,7 +194,14 @@ class LocalOverrides:
         until_ms = self._clock.monotonic_ms() + min(ttl_s, MAX_S) * 1000
         known = {one.key for one in kept}
         fresh = [
-            Asked(key=key, intent=intent, by=by, reason=reason, until_ms=until_ms)
+            Asked(
+                key=key,
+                intent=intent,
+                by=by,
+                reason=reason,
+                until_ms=until_ms,
+                overridden=overridden,
+            )
             for key, intent in wanted.items()
             if key not in known
         ]
@@ -213,13 +238,25 @@ class LocalOverrides:
             await self.lift("expired")
             return
         plan, over = self.would_be(replace(held, asked=rest).intents)
-        if audit.check(over, None) or single_writer_moves(self._topology(), plan, over):
-            await self.lift("expired in part, and the rest is not allowed by itself")
+        refused = self._refused(plan, over, rest)
+        if refused:
+            await self.lift(f"expired in part, and the rest is not allowed by itself: {refused}")
             return
         await self._keep(rest, over)
         for one in held.asked:
             if one not in rest:
                 self._end(one.by, one.reason, "expired; what else was asked for holds on")
+
+    def _refused(self, plan: Plan, over: Plan, rest: tuple[Asked, ...]) -> str:
+        """Say why what is left may not be laid; empty when it may. The other safety rules were
+        asked when each came, and fewer intents break none of them."""
+        if violations := audit.check(over, None):
+            return "; ".join(map(str, violations))
+        if moved := single_writer_moves(self._topology(), plan, over):
+            return f"{', '.join(moved)}: only a committed plan can fence the other writer"
+        if any("capacity" in one.overridden for one in rest):
+            return ""
+        return "; ".join(r.message for r in overloads(self._topology(), plan, over))
 
     async def _keep(self, asked: tuple[Asked, ...], over: Plan) -> None:
         self._revision += 1
@@ -258,6 +295,12 @@ class LocalOverrides:
             reason=reason,
             message=why,
         )
+
+
+def _span(ms: int) -> str:
+    """Write a time that is left: seconds below two minutes, whole minutes above."""
+    seconds = max(0, ms) // 1000
+    return f"{seconds} s" if seconds < 2 * MINUTE_S else f"{seconds // MINUTE_S} min"
 
 
 def _keyed(intents: Intents) -> dict[Key, Drain | Override]:

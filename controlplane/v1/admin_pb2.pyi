@@ -275,6 +275,7 @@ class Region(_message.Message):
     TARGET_LOAD_BP_FIELD_NUMBER: _builtins.int
     UTILISATION_BP_FIELD_NUMBER: _builtins.int
     APPLIED_EPOCH_FIELD_NUMBER: _builtins.int
+    REPLICATION_LAG_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name."""
     role: _builtins.str
@@ -307,6 +308,10 @@ class Region(_message.Message):
     """Part of its capacity that the configured demand uses under the plan, in basis points."""
     applied_epoch: _builtins.int
     """Lowest epoch that its live subscribers have applied; -1 when it has none."""
+    replication_lag_ms: _builtins.int
+    """How far its replication lags, in ms: the larger of what its agents read and what was said with SetReadiness. Unset
+    when neither is known.
+    """
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
         """Since when it is in this phase."""
@@ -335,17 +340,22 @@ class Region(_message.Message):
         target_load_bp: _builtins.int | None = ...,
         utilisation_bp: _builtins.int = ...,
         applied_epoch: _builtins.int = ...,
+        replication_lag_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_target_load_bp", b"_target_load_bp", "clock_offset_ms", b"clock_offset_ms", "since", b"since", "target_load_bp", b"target_load_bp"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_replication_lag_ms", b"_replication_lag_ms", "_target_load_bp", b"_target_load_bp", "clock_offset_ms", b"clock_offset_ms", "replication_lag_ms", b"replication_lag_ms", "since", b"since", "target_load_bp", b"target_load_bp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_target_load_bp", b"_target_load_bp", "agents_expected", b"agents_expected", "agents_live", b"agents_live", "applied_epoch", b"applied_epoch", "capacity_tps", b"capacity_tps", "cause", b"cause", "clock_offset_ms", b"clock_offset_ms", "drained", b"drained", "load_bp", b"load_bp", "name", b"name", "phase", b"phase", "report_age_ms", b"report_age_ms", "role", b"role", "since", b"since", "target_load_bp", b"target_load_bp", "utilisation_bp", b"utilisation_bp", "verdict", b"verdict", "votes", b"votes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_replication_lag_ms", b"_replication_lag_ms", "_target_load_bp", b"_target_load_bp", "agents_expected", b"agents_expected", "agents_live", b"agents_live", "applied_epoch", b"applied_epoch", "capacity_tps", b"capacity_tps", "cause", b"cause", "clock_offset_ms", b"clock_offset_ms", "drained", b"drained", "load_bp", b"load_bp", "name", b"name", "phase", b"phase", "replication_lag_ms", b"replication_lag_ms", "report_age_ms", b"report_age_ms", "role", b"role", "since", b"since", "target_load_bp", b"target_load_bp", "utilisation_bp", b"utilisation_bp", "verdict", b"verdict", "votes", b"votes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clock_offset_ms: _TypeAlias = _typing.Literal["clock_offset_ms"]  # noqa: Y015
     _WhichOneofArgType__clock_offset_ms: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms"]  # noqa: Y015
+    _WhichOneofReturnType__replication_lag_ms: _TypeAlias = _typing.Literal["replication_lag_ms"]  # noqa: Y015
+    _WhichOneofArgType__replication_lag_ms: _TypeAlias = _typing.Literal["_replication_lag_ms", b"_replication_lag_ms"]  # noqa: Y015
     _WhichOneofReturnType__target_load_bp: _TypeAlias = _typing.Literal["target_load_bp"]  # noqa: Y015
     _WhichOneofArgType__target_load_bp: _TypeAlias = _typing.Literal["_target_load_bp", b"_target_load_bp"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_offset_ms) -> _WhichOneofReturnType__clock_offset_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replication_lag_ms) -> _WhichOneofReturnType__replication_lag_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_load_bp) -> _WhichOneofReturnType__target_load_bp | None: ...
 
@@ -1108,7 +1118,7 @@ class Operation(_message.Message):
     id: _builtins.str
     """Name, e.g. "op-5f0c..."."""
     kind: _builtins.str
-    """drain, undrain, failover, failback, freeze, unfreeze, override, clear_override or drill."""
+    """drain, undrain, failover, failback, freeze, unfreeze, override, clear_override, drill or readiness."""
     target: _builtins.str
     """The region or channel concerned; empty for freeze."""
     stage: _builtins.str
@@ -1433,6 +1443,42 @@ class StartDrillRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartDrillRequest: _TypeAlias = StartDrillRequest  # noqa: Y015
+
+@_typing.final
+class SetReadinessRequest(_message.Message):
+    """Says how ready a region is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    REPLICATION_LAG_MS_FIELD_NUMBER: _builtins.int
+    MUTATION_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    """Region name."""
+    replication_lag_ms: _builtins.int
+    """Replication lag in ms, 0 to 604800000 (a week). The larger of this and of what the region's agents read counts.
+    Unset: takes back what was said.
+    """
+    @_builtins.property
+    def mutation(self) -> Global___Mutation:
+        """About the change; ttl_s 0 for 600, at most 86400."""
+
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        replication_lag_ms: _builtins.int | None = ...,
+        mutation: Global___Mutation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_replication_lag_ms", b"_replication_lag_ms", "mutation", b"mutation", "replication_lag_ms", b"replication_lag_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replication_lag_ms", b"_replication_lag_ms", "mutation", b"mutation", "region", b"region", "replication_lag_ms", b"replication_lag_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__replication_lag_ms: _TypeAlias = _typing.Literal["replication_lag_ms"]  # noqa: Y015
+    _WhichOneofArgType__replication_lag_ms: _TypeAlias = _typing.Literal["_replication_lag_ms", b"_replication_lag_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replication_lag_ms) -> _WhichOneofReturnType__replication_lag_ms | None: ...
+
+Global___SetReadinessRequest: _TypeAlias = SetReadinessRequest  # noqa: Y015
 
 @_typing.final
 class GetOperationRequest(_message.Message):

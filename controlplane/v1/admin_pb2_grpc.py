@@ -120,6 +120,11 @@ class AdminServiceStub:
                 request_serializer=controlplane_dot_v1_dot_admin__pb2.StartDrillRequest.SerializeToString,
                 response_deserializer=controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
                 _registered_method=True)
+        self.SetReadiness = channel.unary_unary(
+                '/controlplane.v1.AdminService/SetReadiness',
+                request_serializer=controlplane_dot_v1_dot_admin__pb2.SetReadinessRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+                _registered_method=True)
         self.GetOperation = channel.unary_unary(
                 '/controlplane.v1.AdminService/GetOperation',
                 request_serializer=controlplane_dot_v1_dot_admin__pb2.GetOperationRequest.SerializeToString,
@@ -260,6 +265,14 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetReadiness(self, request, context):
+        """Says how far the replication of a region lags, where no agent can read it: rule target_ready judges by it until it
+        expires. Moves nothing. An agent may say it of its own region.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetOperation(self, request, context):
         """How far an operation has come.
         """
@@ -367,6 +380,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
             'StartDrill': grpc.unary_unary_rpc_method_handler(
                     servicer.StartDrill,
                     request_deserializer=controlplane_dot_v1_dot_admin__pb2.StartDrillRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_admin__pb2.Operation.SerializeToString,
+            ),
+            'SetReadiness': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetReadiness,
+                    request_deserializer=controlplane_dot_v1_dot_admin__pb2.SetReadinessRequest.FromString,
                     response_serializer=controlplane_dot_v1_dot_admin__pb2.Operation.SerializeToString,
             ),
             'GetOperation': grpc.unary_unary_rpc_method_handler(
@@ -844,6 +862,33 @@ class AdminService:
             target,
             '/controlplane.v1.AdminService/StartDrill',
             controlplane_dot_v1_dot_admin__pb2.StartDrillRequest.SerializeToString,
+            controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetReadiness(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.AdminService/SetReadiness',
+            controlplane_dot_v1_dot_admin__pb2.SetReadinessRequest.SerializeToString,
             controlplane_dot_v1_dot_admin__pb2.Operation.FromString,
             options,
             channel_credentials,

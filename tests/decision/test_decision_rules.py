@@ -10,7 +10,7 @@ from controlplane.decision.rules import HOUR_MS, Judged, refusals
 from controlplane.decision.state import State
 from controlplane.model.evidence import Evidence, RegionEvidence
 from controlplane.model.ids import Epoch, RegionName
-from controlplane.model.intents import NO_INTENTS, Drain, Freeze, Intents, Override
+from controlplane.model.intents import NO_INTENTS, Drain, Freeze, Intents, Override, Readiness
 from controlplane.model.plan import Phase, Plan, RegionStatus, Route, Verdict
 from controlplane.model.topology import Policy
 from controlplane.simulation.demo import EAST, NORTH, SOUTH, demo_topology
@@ -25,9 +25,14 @@ def plan(topology, **weights: int) -> Plan:
     return Plan(epoch=Epoch(1), routes=routes)
 
 
-def judged(policy: Policy, *, lag_s: float | None = None, drills=None, intents=OUT) -> list[str]:
-    """What is said of a change that takes everything from East to North."""
+def judged(
+    policy: Policy, *, lag_s: float | None = None, drills=None, intents=OUT, north=None
+) -> list[str]:
+    """What is said of a change that takes everything from East to North, which may have bounds of
+    its own."""
     topology = demo_topology(policy)
+    regions = tuple(replace(r, **(north or {})) if r.name == NORTH else r for r in topology.regions)
+    topology = replace(topology, regions=regions)
     queues = {} if lag_s is None else {policy.ready_queue: lag_s}
     case = Judged(
         topology=topology,
@@ -55,6 +60,38 @@ def test_a_target_must_have_caught_up(lag_s, said):
     told = judged(Policy(ready_lag_max_ms=10_000), lag_s=lag_s)
     assert bool(told) == bool(said)
     assert all(said in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"ready_lag_max_ms": 5_000}, "allows 5 s"),
+        ({"ready_lag_max_ms": 0}, ""),
+        ({"ready_lag_max_ms": 30_000}, ""),
+        ({"ready_queue": "wal"}, "not known"),
+        ({"ready_headroom_bp": 9_900}, "asks for 99 %"),
+        ({"ready_drill_max_age_h": 24}, "never been drilled"),
+    ],
+)
+def test_a_region_of_its_own_bounds_is_judged_by_them(own, said):
+    """Lag 8 s under a policy of 10 s: stricter, looser and absent bounds of North replace it."""
+    told = judged(Policy(ready_lag_max_ms=10_000), lag_s=8, north=own)
+    assert bool(told) == bool(said)
+    assert all(said in line for line in told)
+    assert judged(Policy(ready_lag_max_ms=1_000), lag_s=8, north={"ready_lag_max_ms": 30_000}) == []
+
+
+@pytest.mark.parametrize(
+    ("read_s", "told_ms", "said"),
+    [(None, 1_000, ""), (None, 12_000, "12 s"), (12, 0, "12 s"), (1, 12_000, "12 s"), (1, 0, "")],
+)
+def test_of_a_lag_that_is_read_and_one_that_is_told_the_larger_counts(read_s, told_ms, said):
+    """A lag that nobody reads may be told; one that is read cannot be talked away."""
+    told = Readiness(region=NORTH, lag_ms=told_ms, until_ms=0)
+    case = replace(OUT, readiness=(told,))
+    lines = judged(Policy(ready_lag_max_ms=10_000), lag_s=read_s, intents=case)
+    assert bool(lines) == bool(said)
+    assert all(said in line for line in lines)
 
 
 def test_headroom_is_what_the_change_leaves():

@@ -107,6 +107,9 @@ async def test_what_a_command_prints_and_how_it_ends(lab: Lab) -> None:
         (("override", "alipay", "--weights", "east=1", "--reason", "x"), USAGE, "10000", ""),
         (("override", "alipay", "--weights", "east:1", "--reason", "x"), USAGE, "BASISPOINTS", ""),
         (("override", "alipay", "--reason", "x"), USAGE, "--clear", ""),
+        (("readiness", "south", "--reason", "x"), USAGE, "give either --lag", ""),
+        (("readiness", "south", "--lag", "200h", "--reason", "x"), USAGE, "--lag: must be 0", ""),
+        (("readiness", "south", "--lag", "4s", "--reason", "x"), OK, "", "readiness south: completed"),
         (("failover", "--from", "east", "--reason", "x", "--override-rule", "capacity",
           "--request-id", "seven"), USAGE, "UUID", ""),
         (("status", "--no-such-option"), USAGE, "No such option", ""),
@@ -179,6 +182,10 @@ def test_the_quick_way_takes_changes_as_typer_would() -> None:
     assert call.named == {
         "word": "east", "reason": "r", "override_rule": ["a", "b"], "hold": "5m", "yes": True, "wait": True, "local": True,
     }  # fmt: skip
+    call = quick.parse(["readiness", "north", "--lag", "4s", "--for=5m", "--reason", "r"])
+    assert call is not None
+    assert call.words == ("readiness", "north")
+    assert call.named == {"lag": "4s", "hold": "5m", "reason": "r"}
     call = quick.parse(["freeze", "--reason", "r", "--dry-run"])
     assert call is not None
     assert call.words == ("freeze", "")

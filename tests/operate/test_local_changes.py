@@ -244,3 +244,42 @@ async def test_a_rest_that_is_not_allowed_by_itself_ends_too() -> None:
     await look(island, 10)
     assert island.local.held is None
     assert weights(island) == before
+
+
+async def test_what_a_partial_expiry_leaves_is_judged_by_capacity() -> None:
+    """A drain was asked for while an override kept the others light. When that ends, what is left would put
+    more on a region than it carries: all ends, and the record has the numbers; unless whoever asked for the
+    drain had overridden just that rule."""
+    for rules, ends in (((), True), (("capacity",), False)):
+        island = Island()
+        before = weights(island)
+        await island.make("override", 10)
+        await island.make("drain", 600, override_rules=rules)
+        small = tuple(
+            replace(r, capacity_tps=1 + r.capacity_tps // (1 if r.name == SOUTH else 1_000))
+            for r in TOPOLOGY.regions
+        )
+        island.topology = replace(TOPOLOGY, regions=small)
+        await look(island, 10)
+        assert (island.local.held is None) == ends
+        assert (weights(island) == before) == ends
+        said = [message for kind, _, message in island.records.kept if kind.endswith("ended")]
+        assert ("would be at" in said[-1]) == ends
+
+
+async def test_every_intent_is_told_with_its_own_end() -> None:
+    """The alarm has one time for each, with its unit: a drain of ten minutes and an override of ten seconds
+    do not look like one thing that has ten minutes left."""
+    island = Island()
+    await island.make("drain", 600)
+    await island.make("override", 10)
+    held = island.local.held
+    assert held is not None
+    channel = TOPOLOGY.channels[0].name
+    assert held.told(island.clock.now_ms) == (
+        "drain south: test (by olga, ends in 10 min); "
+        f"override {channel}: test (by olga, ends in 10 s)"
+    )
+    assert held.told(island.clock.now_ms + 500_000).startswith(
+        "drain south: test (by olga, ends in 100 s)"
+    )

@@ -2,7 +2,9 @@
 
 Theory. `publish` replaces one reference and wakes the streams; each stream writes what it has not
 sent yet. Nothing is queued per stream: a slow one finds the newest snapshot when it is done. All
-state of the protocol is in `xds_stream`; here are only streams, limits and time.
+state of the protocol is in `xds_stream`, who may come in `xds_admission`, what is served in
+`xds_served`, who has applied it in `xds_session` and `xds_roster`; here are only gRPC, tasks and
+timers.
 
 Rules
 - Epochs only rise: publishing an older one is refused.
@@ -22,10 +24,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -35,13 +36,17 @@ from envoy.service.discovery.v3 import discovery_pb2
 from controlplane.adapters.xds_admission import Admission, AdsLimits, NoMetrics, XdsMetrics
 from controlplane.adapters.xds_delta import DeltaStream
 from controlplane.adapters.xds_resources import SHORT
+from controlplane.adapters.xds_roster import REMEMBERED_MAX, Roster
+from controlplane.adapters.xds_served import Served
+from controlplane.adapters.xds_session import Machine, Session, mark_slow
 from controlplane.adapters.xds_snapshot import Snapshot
-from controlplane.adapters.xds_stream import Outgoing, Peer, Receipt, SotwStream, View
+from controlplane.adapters.xds_stream import Outgoing, Receipt, SotwStream
 from controlplane.clock import Clock
 from controlplane.model.errors import InvalidInputError
-from controlplane.model.evidence import Subscriber, plain_text
-from controlplane.model.ids import Epoch
+from controlplane.model.evidence import Subscriber
 from controlplane.model.plan import Event, Severity
+
+__all__ = ["ADS_SERVER_OPTIONS", "REMEMBERED_MAX", "SERVICE", "AdsService"]
 
 log = structlog.get_logger(__name__)
 
@@ -59,77 +64,11 @@ _LEVELS: Final = {
     Severity.WARNING: logging.WARNING,
     Severity.CRITICAL: logging.ERROR,
 }
-REMEMBERED_MAX: Final = 4096
-"""Departed subscribers that are still named as laggards."""
-
 REFUSE_S: Final = 1.0
 """How long a refused peer may take to hear why."""
 
 IDLE_MS: Final = 1000
 """How often staleness is looked for while no channel fails closed, times four."""
-
-SECOND_LOOK_MS: Final = 100
-"""A write found overdue is ended only if it still is after this: it may be this replica that was
-paused, with the news of a completed write still unread."""
-
-
-class Machine(Protocol):
-    """What the server needs of a stream's state; see `xds_stream` and `xds_delta`."""
-
-    peer: Peer
-    asked: bool
-
-    def receive(self, request: Any) -> tuple[Receipt, str]:
-        """Take a request."""
-        ...
-
-    def due(self, view: View) -> list[Outgoing]:
-        """Return what has to be sent now."""
-        ...
-
-    def refresh(self, view: View) -> list[Outgoing]:
-        """Return the expiring endpoints again."""
-        ...
-
-    def error(self, type_url: str) -> str:
-        """Return why the client refused a type last."""
-        ...
-
-    @property
-    def refusal(self) -> str:
-        """Why the client refuses what it was sent last, with the type; empty when it does not."""
-        ...
-
-    @property
-    def routes_traffic(self) -> bool:
-        """Whether it has endpoints at all."""
-        ...
-
-    @property
-    def applied_epoch(self) -> Epoch:
-        """Newest epoch acknowledged."""
-        ...
-
-    @property
-    def waiting(self) -> bool:
-        """Whether endpoints are unanswered."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class _Session:
-    """One open stream."""
-
-    machine: Machine
-    task: asyncio.Task[Any]
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    refreshes: int = 0
-    waiting_since_ms: int | None = None
-    writing_since_ms: int | None = None
-    overdue: bool = False
-    slow: bool = False
-    kind: str = ""
-    ended: bool = False
 
 
 class AdsService:
@@ -148,62 +87,46 @@ class AdsService:
         self._metrics: XdsMetrics = metrics or NoMetrics()
         self._on_event = on_event or _log_event
         self._admission = Admission(clock, self._limits.admit_per_s, self._limits.admit_burst)
-        self._sessions: set[_Session] = set()
+        self._roster = Roster(self._limits.remember_ms)
+        self._sessions = self._roster.sessions
+        self._served = Served()
         self._kinds: Counter[str] = Counter()
         self._watch: asyncio.TimerHandle | None = None
-        self._departed: OrderedDict[str, tuple[Subscriber, int]] = OrderedDict()
-        self._snapshot: Snapshot | None = None
-        self._viewed: View | None = None
-        self._confirmed_ms: int | None = None
-        self._refreshes = 0
 
     # -- what is served ---------------------------------------------------------------------
 
     @property
     def snapshot(self) -> Snapshot | None:
         """What is served now; None until the first `publish`."""
-        return self._snapshot
+        return self._served.snapshot
 
     def publish(self, snapshot: Snapshot, *, confirmed: bool = True) -> bool:
         """Serve a snapshot from now on; False when a newer epoch is served already.
 
         Pass `confirmed=False` for a plan that was read from disk and not from the store.
         """
-        if self._snapshot is not None and snapshot.epoch < self._snapshot.epoch:
+        confirmed_ms = self._clock.monotonic_ms() if confirmed else None
+        if not self._served.publish(snapshot, confirmed_ms):
             return False
-        self._snapshot = snapshot
-        if confirmed:
-            self._confirmed_ms = self._clock.monotonic_ms()
         self._wake_all()
         return True
 
     def confirm(self) -> None:
         """Say that the served plan is still in force, just read from the store with quorum."""
-        self._confirmed_ms = self._clock.monotonic_ms()
-        if self._snapshot is not None and self._snapshot.envoy.fail_closed:
-            self._refreshes += 1
+        if self._served.confirm(self._clock.monotonic_ms()):
             self._wake_all()
 
     @property
     def confirmed(self) -> bool:
         """Whether all channels that fail closed are served."""
-        if self._confirmed_ms is None or self._snapshot is None:
-            return False
-        return not self._expired_ms(self._snapshot)
-
-    def _expired_ms(self, snapshot: Snapshot) -> int:
-        """Largest staleness bound that has passed since the last confirmation; 0 when none has."""
-        if self._confirmed_ms is None:
-            return 0
-        return snapshot.envoy.expired(self._clock.monotonic_ms() - self._confirmed_ms)
+        return self._served.confirmed(self._clock.monotonic_ms())
 
     async def run(self) -> None:
         """Close what fails closed when confirmations stop; runs until cancelled."""
         closed_ms = 0
         while True:
-            bounds = self._snapshot.envoy.closed if self._snapshot else ()
-            await self._clock.sleep_ms(min(bounds, default=IDLE_MS) / 4)
-            expired_ms = self._expired_ms(self._snapshot) if self._snapshot else 0
+            await self._clock.sleep_ms(min(self._served.bounds_ms(), default=IDLE_MS) / 4)
+            expired_ms = self._served.expired_ms(self._clock.monotonic_ms())
             if expired_ms > closed_ms:
                 self._event(
                     "xds_unconfirmed",
@@ -211,18 +134,6 @@ class AdsService:
                 )
                 self._wake_all()
             closed_ms = expired_ms
-
-    def _view(self, snapshot: Snapshot) -> View:
-        """Return what streams may be sent now, one object for all of them."""
-        view, confirmed = self._viewed, self._confirmed_ms is not None
-        expired_ms = self._expired_ms(snapshot)
-        if (
-            view is None
-            or view.snapshot is not snapshot
-            or (view.confirmed, view.expired_ms) != (confirmed, expired_ms)
-        ):
-            view = self._viewed = View(snapshot, confirmed, expired_ms)
-        return view
 
     def _wake_all(self) -> None:
         for session in self._sessions:
@@ -237,47 +148,14 @@ class AdsService:
         unanswered push, or since the subscriber left. With several streams of one name, the
         oldest epoch counts.
         """
-        now_ms = self._clock.monotonic_ms()
-        found: dict[str, Subscriber] = {}
-        for name, (subscriber, left_ms) in list(self._departed.items()):
-            if now_ms - left_ms > self._limits.remember_ms:
-                del self._departed[name]
-            else:
-                found[name] = replace(subscriber, age_ms=now_ms - left_ms)
-        live: dict[str, Subscriber] = {}
-        for session in self._sessions:
-            if not session.machine.routes_traffic:
-                continue
-            mine = self._describe(session, now_ms)
-            other = live.get(mine.name)
-            if other is not None:
-                mine = replace(
-                    mine,
-                    applied_epoch=min(mine.applied_epoch, other.applied_epoch),
-                    age_ms=max(mine.age_ms, other.age_ms),
-                    error=mine.error or other.error,
-                )
-            live[mine.name] = mine
-        return tuple(sorted({**found, **live}.values(), key=lambda s: s.name))
+        return self._roster.subscribers(self._clock.monotonic_ms())
 
     def laggards(self) -> tuple[Subscriber, ...]:
         """Return the subscribers that have not applied the served epoch."""
-        if self._snapshot is None:
+        served = self._served.snapshot
+        if served is None:
             return ()
-        epoch = self._snapshot.epoch
-        return tuple(s for s in self.subscribers() if s.applied_epoch < epoch)
-
-    @staticmethod
-    def _describe(session: _Session, now_ms: int) -> Subscriber:
-        peer, since_ms = session.machine.peer, session.waiting_since_ms
-        return Subscriber(
-            name=peer.name,
-            kind=peer.kind,
-            region=peer.region,
-            applied_epoch=session.machine.applied_epoch,
-            age_ms=0 if since_ms is None else now_ms - since_ms,
-            error=plain_text(session.machine.refusal),
-        )
+        return tuple(s for s in self.subscribers() if s.applied_epoch < served.epoch)
 
     # -- streams ----------------------------------------------------------------------------
 
@@ -322,7 +200,7 @@ class AdsService:
             )
         task = asyncio.current_task()
         assert task is not None
-        session = _Session(machine, task, refreshes=self._refreshes)
+        session = Session(machine, task, refreshes=self._served.refreshes)
         self._sessions.add(session)
         error: _DropError | None = None
         try:
@@ -348,15 +226,8 @@ class AdsService:
             async with asyncio.timeout(REFUSE_S):
                 await context.abort(code, message)
 
-    def _leave(self, session: _Session) -> None:
-        self._sessions.discard(session)
-        now_ms = self._clock.monotonic_ms()
-        if session.machine.routes_traffic:
-            subscriber = self._describe(session, now_ms)
-            self._departed[subscriber.name] = (subscriber, now_ms)
-            self._departed.move_to_end(subscriber.name)
-            while len(self._departed) > REMEMBERED_MAX:
-                self._departed.popitem(last=False)
+    def _leave(self, session: Session) -> None:
+        self._roster.leave(session, self._clock.monotonic_ms())
         if session.kind:
             self._count(session.kind, -1)
 
@@ -364,7 +235,7 @@ class AdsService:
         self._kinds[kind] += change
         self._metrics.streams(kind, self._kinds[kind])
 
-    async def _read(self, session: _Session, context: Any) -> None:
+    async def _read(self, session: Session, context: Any) -> None:
         machine = session.machine
         while True:
             request = await context.read()
@@ -383,10 +254,9 @@ class AdsService:
             if machine.asked:
                 session.wake.set()
 
-    def _note(self, session: _Session, receipt: Receipt, type_url: str) -> None:
+    def _note(self, session: Session, receipt: Receipt, type_url: str) -> None:
+        session.answered()
         machine = session.machine
-        if not machine.waiting:
-            session.waiting_since_ms = None
         if receipt is Receipt.ACK:
             self._metrics.acked(SHORT[type_url])
         elif receipt is Receipt.NACK:
@@ -398,26 +268,18 @@ class AdsService:
                 Severity.CRITICAL,
             )
 
-    async def _write(self, session: _Session, context: Any) -> None:
+    async def _write(self, session: Session, context: Any) -> None:
         while not session.ended:
             await session.wake.wait()
             session.wake.clear()
-            snapshot = self._snapshot
-            if snapshot is None:
+            view = self._served.view(self._clock.monotonic_ms())
+            if view is None:
                 continue
-            view = self._view(snapshot)
-            out = session.machine.due(view)
-            if session.refreshes != self._refreshes:
-                session.refreshes = self._refreshes
-                out = out or session.machine.refresh(view)
-            for message in out:
+            for message in session.due(view, self._served.refreshes):
                 await self._send(session, context, message)
 
-    async def _send(self, session: _Session, context: Any, message: Outgoing) -> None:
-        now_ms = self._clock.monotonic_ms()
-        if session.waiting_since_ms is None and session.machine.waiting:
-            session.waiting_since_ms = now_ms
-        session.writing_since_ms = now_ms
+    async def _send(self, session: Session, context: Any, message: Outgoing) -> None:
+        session.writing(self._clock.monotonic_ms())
         if self._watch is None:
             self._watch_writes(self._limits.write_timeout_ms)
         cancelling = session.task.cancelling()
@@ -433,7 +295,7 @@ class AdsService:
                 f" {self._limits.write_timeout_ms} ms; reconnect",
             ) from None
         finally:
-            session.writing_since_ms, session.overdue = None, False
+            session.written()
         self._metrics.pushed(SHORT[message.type_url], len(message.payload))
 
     def _watch_writes(self, after_ms: int) -> None:
@@ -443,19 +305,11 @@ class AdsService:
     def _drop_slow(self) -> None:
         """End the writes that take too long; come back when the next one might."""
         now_ms, limit_ms = self._clock.monotonic_ms(), self._limits.write_timeout_ms
-        self._watch, next_ms = None, limit_ms + 1
-        for session in self._sessions:
-            if session.writing_since_ms is None or session.slow:
-                continue
-            left_ms = session.writing_since_ms + limit_ms - now_ms
-            if left_ms > 0:
-                next_ms = min(next_ms, left_ms)
-            elif session.overdue:
-                session.slow = True
-                session.task.cancel()
-            else:
-                session.overdue, next_ms = True, min(next_ms, SECOND_LOOK_MS)
-        if next_ms <= limit_ms or next_ms == SECOND_LOOK_MS:
+        self._watch = None
+        slow, next_ms = mark_slow(self._sessions, now_ms, limit_ms)
+        for session in slow:
+            session.task.cancel()
+        if next_ms is not None:
             self._watch_writes(next_ms)
 
     def _event(self, kind: str, message: str, severity: Severity = Severity.WARNING) -> None:

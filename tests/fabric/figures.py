@@ -18,20 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.dev.ledger import double_charges, read_ledger
-from controlplane.dev.measure import ENVOY, violations
+from controlplane.dev.measure import ENVOY, Seen, violations
 from tests.fabric.lab import Lab
 from tests.fabric.scenarios import GREY_CHANNEL, Scenario
 
 LEAK_AFTER_MS = 100
 """An acknowledgement is not convergence: workers of a data plane follow within this."""
 BIN_MS = 500
+NOWHERE = ("no healthy upstream", "no address")
+"""How Envoy and the DNS payer say that a payment was sent to no region at all."""
 SLOW_MS = 1000
 """Well above a payment's usual latency: it waited out a hang. A client in a hurry has given up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """One line of the payer, times relative to the fault."""
+    """One line of the payer, times relative to the fault. `nowhere`: it was refused before any region
+    was chosen, so that it says nothing about where traffic goes."""
 
     due_ms: int
     end_ms: int
@@ -39,6 +42,7 @@ class Payment:
     region: str
     channel: str
     key: str = ""
+    nowhere: bool = False
 
     @property
     def unanswered(self) -> bool:
@@ -62,8 +66,9 @@ def read_payments(path: Path, t0_ms: int) -> list[Payment]:
     """Read the payer's file."""
     found = []
     for line in path.read_text().splitlines() if path.exists() else []:
-        due, end, outcome, region, channel, key, _reason = json.loads(line)
-        found.append(Payment(due - t0_ms, end - t0_ms, outcome, region, channel, key))
+        due, end, outcome, region, channel, key, reason = json.loads(line)
+        nowhere = any(words in reason for words in NOWHERE)
+        found.append(Payment(due - t0_ms, end - t0_ms, outcome, region, channel, key, nowhere))
     return sorted(found, key=lambda payment: payment.due_ms)
 
 
@@ -75,6 +80,7 @@ def figures(lab: Lab, scenario: Scenario, number: int, t0_ms: int, payments: lis
     put = run.figures
     put["sent"] = sum(p.due_ms > 0 for p in payments)
     put["failed"] = len(failed)
+    put["nowhere"] = sum(p.nowhere for p in failed)
     put["unknown"] = sum(p.outcome == "unknown" for p in failed)
     put["slow"] = slow(after)
     put["outage_ms"] = max((p.due_ms for p in failed if p.due_ms > 0), default=0)
@@ -83,6 +89,7 @@ def figures(lab: Lab, scenario: Scenario, number: int, t0_ms: int, payments: lis
     if scenario.victim:
         _weights(lab, scenario, t0_ms, run)
         put["switches"] = switches(after, scenario.victim)
+        put["plan_switches"] = plan_switches(lab.recorder.of(ENVOY), scenario.victim)
         put["leaked"] = _leaked(lab, scenario, run)
     run.faults += violations(lab.recorder.seen)
     return run
@@ -154,16 +161,23 @@ def switches(payments: Sequence[Payment], victim: str) -> int:
     """Count how often traffic moved away from, or back to, the victim, in bins of half a second.
 
     A bin belongs to the victim when a payment that started in it was sent there: answered by it,
-    or answered by nobody.
+    or answered by nobody. A payment that was sent nowhere failed, but moved no traffic.
     """
     bins: dict[int, bool] = {}
     for payment in payments:
-        if payment.due_ms < 0:
+        if payment.due_ms < 0 or payment.nowhere:
             continue
         to_victim = payment.region == victim or payment.unanswered
         number = payment.due_ms // BIN_MS
         bins[number] = bins.get(number, False) or to_victim
     states = [bins[number] for number in sorted(bins)]
+    return sum(a != b for a, b in itertools.pairwise(states))
+
+
+def plan_switches(applied: Iterable[Seen], victim: str) -> int:
+    """Count how often the weights that Envoy had applied left the victim out, or took it in again:
+    the part of `switches` that the plan is behind, and not Envoy's own reaction."""
+    states = [seen.share_bp(victim) > 0 for seen in applied]
     return sum(a != b for a, b in itertools.pairwise(states))
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
+from controlplane.dev.measure import Seen
 from tests.fabric.delay import parse
 from tests.fabric.dns_payer import first_address, question
-from tests.fabric.figures import Payment, Run, slow, summary, switches
+from tests.fabric.figures import (
+    Payment,
+    Run,
+    plan_switches,
+    read_payments,
+    slow,
+    summary,
+    switches,
+)
 from tests.fabric.plot import timeline
 from tests.fabric.scenarios import SCENARIOS
 
@@ -34,6 +45,32 @@ def test_flapping_back_and_forth_is_counted_both_ways() -> None:
     """Every move away and every move back counts."""
     run = [paid(t, EAST if (t // 1000) % 2 == 0 else NORTH) for t in range(0, 6000, 100)]
     assert switches(run, EAST) == 5
+
+
+def test_a_payment_that_was_sent_nowhere_moves_no_traffic(tmp_path: Path) -> None:
+    """Envoy without any region to choose refuses by itself: a failure, but no return to the victim.
+    One that was sent and not answered, or whose connection failed, still belongs to the victim."""
+
+    def outcome(reason: str) -> tuple[int, bool]:
+        path = tmp_path / "payer.jsonl"
+        lines = [[0, 90, "succeeded", EAST, "alipay", "a", ""],
+                 [1000, 1090, "succeeded", NORTH, "alipay", "b", ""],
+                 [2000, 2001, "failed", "", "alipay", "c", reason],
+                 [3000, 3090, "succeeded", NORTH, "alipay", "d", ""]]  # fmt: skip
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        found = read_payments(path, 0)
+        return switches(found, EAST), any(p.unanswered for p in found)
+
+    assert outcome("503 no healthy upstream") == (1, True)
+    assert outcome("no address") == (1, True)
+    assert outcome("503 upstream connect error or disconnect/reset before headers") == (3, True)
+
+
+def test_the_plans_part_of_switching_is_counted_apart() -> None:
+    """Only weights that go to nothing or come back are moves; a smaller share is none."""
+    seen = [Seen(at_ms=at, source="envoy", epoch=0, weights={"alipay": {EAST: w, NORTH: 10_000 - w}})
+            for at, w in enumerate((7000, 6000, 0, 0, 250, 5000))]  # fmt: skip
+    assert plan_switches(seen, EAST) == 2
 
 
 def test_slow_answers_are_not_failures_but_are_seen() -> None:

@@ -17,6 +17,7 @@ nft:nftables
 ip:iproute2
 faketime:faketime
 psql:postgresql
+mariadbd:mariadb-server-core
 cc:build-essential'
 
 PATH="$PATH:/usr/sbin:/sbin"

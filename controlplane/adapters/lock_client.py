@@ -80,7 +80,12 @@ class LockClient:
         grant = grant_of(answer, ask, sent)
         if grant.waited_ms <= ttl_ms // 2:
             return grant
-        fresh = await self.renew(name, owner=owner, token=grant.token, ttl_ms=ttl_ms, mode=mode)
+        try:
+            fresh = await self.renew(name, owner=owner, token=grant.token, ttl_ms=ttl_ms, mode=mode)
+        except BaseException:  # also when cancelled: the caller never had it
+            give_back = release_request(name, owner, grant.token, None, whole=not reentrant)
+            self._links[self._at].tell("release", give_back)
+            raise
         return replace(grant, deadline_ms=fresh.deadline_ms, verified=fresh.verified)
 
     async def renew(

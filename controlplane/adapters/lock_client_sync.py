@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +56,12 @@ class SyncLockClient:
         grant = grant_of(answer, ask, sent)
         if grant.waited_ms <= ttl_ms // 2:
             return grant
-        return self.renew(grant, mode=mode)
+        try:
+            return self.renew(grant, mode=mode)
+        except BaseException:
+            with suppress(WeirError):  # the caller never had it
+                self.release(grant, whole=not reentrant)
+            raise
 
     def renew(self, grant: Grant, *, ttl_ms: int | None = None, mode: Mode | None = None) -> Grant:
         """Renew; LockLostError when the token does not hold the lock any more."""

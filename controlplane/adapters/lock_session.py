@@ -6,7 +6,8 @@ Redis in one write), and answers that are ready when the stream is free leave in
 
 Rules. Every call is answered exactly once. A call that is withdrawn is answered with CANCELLED
 unless its outcome came first; a grant that crossed its withdrawal is given back, for its caller has
-gone. When the stream ends, by either side, what still waits is withdrawn.
+gone. When the stream ends, by either side, what still waits is withdrawn, and what was granted and
+had not left yet. (What has left may have arrived: taking it back could make two holders.)
 
 Limits. `CALLS_MAX` calls under way; one more is answered UNAVAILABLE with RetryInfo at once, so
 no call queues up here and a withdrawal is never stuck behind one. A client that does not read its
@@ -87,6 +88,14 @@ class LockSession:
 
     async def run(self, requests: AsyncIterator[lock_pb2.SessionRequest]) -> None:
         """Serve until the client has closed its side and everything is answered."""
+        try:
+            await self._serve_all(requests)
+        finally:
+            for answer in self._answers:  # granted, and never told
+                if attempt := self._granted.pop(answer.id, None):
+                    self._methods.withdraw(attempt)
+
+    async def _serve_all(self, requests: AsyncIterator[lock_pb2.SessionRequest]) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._write(), name="lock-session")
             async for request in requests:

@@ -19,7 +19,7 @@ from typing import Any, Final
 import grpc
 from google.rpc import code_pb2
 
-from controlplane.adapters.lock_wire import RETRY_MS, error_of, error_of_status
+from controlplane.adapters.lock_wire import CALL_TIMEOUT_MS, RETRY_MS, error_of, error_of_status
 from controlplane.model.errors import UnavailableError, WeirError
 from controlplane.v1 import lock_pb2, lock_pb2_grpc
 
@@ -42,6 +42,7 @@ class LockStream:
         self._wake = asyncio.Event()
         self._task: asyncio.Future[None] | None = None
         self._sessions = True
+        self._told: set[asyncio.Future[Any]] = set()
 
     async def ask(self, kind: str, request: Any, timeout_ms: int, name: str) -> Any:
         """Return the answer to one request; errors of `controlplane.locks` about lock `name`."""
@@ -68,6 +69,20 @@ class LockStream:
         if answer.HasField("error"):
             raise error_of_status(answer.error, name)
         return answer.released if kind == "release" else answer.grant
+
+    def tell(self, kind: str, request: Any) -> None:
+        """Send one request for whose answer nobody waits."""
+        if self._sessions:
+            self._send(lock_pb2.SessionCall(id=next(self._numbers), **{kind: request}))
+            return
+        call = asyncio.ensure_future(self.single(METHODS[kind], request, CALL_TIMEOUT_MS, ""))
+        self._told.add(call)
+        call.add_done_callback(self._heard)
+
+    def _heard(self, call: asyncio.Future[Any]) -> None:
+        self._told.discard(call)
+        if not call.cancelled():
+            call.exception()
 
     async def single(self, method: str, request: Any, timeout_ms: int, name: str) -> Any:
         """Return the answer to one request by a call of its own."""

@@ -12,13 +12,15 @@ suspect (answers are in order; time in which this process stalled does not count
 every call in flight fails, and a new one is tried with a backoff that is bounded. A server that
 answers as a replica is left at once and the address is asked again, which with Sentinel finds the
 new primary. What happened to a call in flight is unknown; the scripts are idempotent by request id
-for that reason.
+for that reason. A call that is still on its way when its link is given up must not be run after
+what is sent over the next one (a grant after its withdrawal): the server is told to drop the old
+connection first.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, cast
@@ -28,7 +30,7 @@ import structlog
 
 from controlplane.adapters.redis_address import RedisAddress
 from controlplane.clock import Clock, SystemClock
-from controlplane.model.errors import UnavailableError, WeirError
+from controlplane.model.errors import NotSentError, UnavailableError, WeirError
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +43,7 @@ IN_FLIGHT_MAX: Final = 20_000
 BACKOFF_MS: Final = (20, 50, 100, 200, 500)
 """Pauses between attempts to connect; the last one repeats."""
 CONNECT_TIMEOUT_MS: Final = 1_000
+_RUN_ID: Final = re.compile(rb"\nrun_id:(\w+)")
 
 
 class RedisReplyError(WeirError):
@@ -143,30 +146,51 @@ class RedisLink:
         self._wire: _Wire | None = None
         self._handlers: dict[bytes, Callable[[bytes], None]] = {}
         self._problem = "not connected yet"
+        self._on_connect: list[Callable[[], None]] = []
+        self._left = (b"", 0)
+        """run_id of the server and number of our connection there, of the last link."""
 
     def call(self, *args: Argument) -> asyncio.Future[Reply]:
         """Send one command; await the result for its reply (bytes, int, list, None).
 
         The future raises RedisReplyError for an error reply and UnavailableError when the link
-        broke. Raises UnavailableError at once while there is no link or too much is in flight.
+        broke. Raises NotSentError at once while there is no link or too much is in flight.
         """
         wire = self._wire
         if wire is None or wire.closed.done():
-            raise UnavailableError(f"redis {self.address}: {self._problem}")
+            raise NotSentError(f"redis {self.address}: {self._problem}")
         if len(wire.waiting) >= IN_FLIGHT_MAX:
-            raise UnavailableError(f"redis {self.address}: {IN_FLIGHT_MAX} calls in flight")
+            raise NotSentError(f"redis {self.address}: {IN_FLIGHT_MAX} calls in flight")
         return wire.send(args)
 
-    def post(self, args: Sequence[Argument], otherwise: Sequence[Argument] = ()) -> None:
-        """Send a command whose outcome nobody waits for; `otherwise` if its script is not known."""
+    def post(
+        self,
+        args: Sequence[Argument],
+        otherwise: Sequence[Argument] = (),
+        lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Send a command for whose outcome nobody waits; `otherwise` if its script is not known.
+
+        `lost` is called when it did not leave, or its link broke before the answer.
+        """
 
         def done(future: asyncio.Future[Reply]) -> None:
             error = None if future.cancelled() else future.exception()
-            if otherwise and isinstance(error, RedisReplyError) and error.code == "NOSCRIPT":
-                self.post(otherwise)
+            if isinstance(error, UnavailableError):
+                lost()
+            elif otherwise and isinstance(error, RedisReplyError) and error.code == "NOSCRIPT":
+                self.post(otherwise, lost=lost)
 
-        with contextlib.suppress(UnavailableError):
-            self.call(*args).add_done_callback(done)
+        try:
+            future = self.call(*args)
+        except NotSentError:
+            lost()
+        else:
+            future.add_done_callback(done)
+
+    def on_connect(self, handler: Callable[[], None]) -> None:
+        """Call `handler` on every new link, before anybody else can use it."""
+        self._on_connect.append(handler)
 
     def subscribe(self, channel: bytes, handler: Callable[[bytes], None]) -> None:
         """Hand every message on `channel` to `handler`, now and after each reconnection."""
@@ -217,15 +241,29 @@ class RedisLink:
                 hello = await wire.send(("HELLO", 3, *self.address.credentials()))
                 fields = dict(_pairs(hello))
                 _must_be_primary(f"{host}:{port}", bytes(fields.get(b"role", b"?")).decode())
+                found = _RUN_ID.search(bytes(await wire.send(("INFO", "server"))))
+                self._drop_the_last(wire, found[1] if found else b"", fields.get(b"id", 0))
             except BaseException:
                 wire.close()
                 raise
         if self._handlers:
             wire.tell(("SUBSCRIBE", *self._handlers))
         self._wire, self.peer = wire, f"{host}:{port}"
+        for handler in self._on_connect:
+            handler()
         self.connected.set()
         log.info("redis_connected", peer=self.peer)
         return wire
+
+    def _drop_the_last(self, wire: _Wire, run_id: bytes, number: int) -> None:
+        """Have the server drop our last connection, with what it has not read of it yet.
+
+        Only in the same process of the server: another one numbers others' connections alike.
+        """
+        before, self._left = self._left, (run_id, number)
+        if before[0] and before[0] == run_id:
+            # no connection of that number is the usual answer: it was seen to end
+            wire.send(("CLIENT", "KILL", "ID", before[1])).add_done_callback(_ignore)
 
     async def _watch(self, wire: _Wire) -> None:
         """Return when the connection ended or a call was not answered in time."""
@@ -256,6 +294,11 @@ class RedisLink:
 def _must_be_primary(peer: str, role: str) -> None:
     if role != "master":
         raise UnavailableError(f"redis {peer} is a {role}, not the primary")
+
+
+def _ignore(future: asyncio.Future[Reply]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 def _packed(args: tuple[Argument, ...]) -> bytes:

@@ -19,7 +19,7 @@ import hiredis
 
 from controlplane.adapters.redis import Argument, RedisReplyError, Reply
 from controlplane.adapters.redis_address import RedisAddress
-from controlplane.model.errors import UnavailableError
+from controlplane.model.errors import UnavailableError, WeirError
 
 CONNECT_TIMEOUT_S: Final = 1.0
 _READ: Final = 65_536
@@ -140,7 +140,7 @@ class PooledRedis:
         except UnavailableError:
             link.close()
             raise
-        except RedisReplyError:
+        except WeirError:  # an answer like any other
             self._idle.append(link)
             raise
         except BaseException:

@@ -58,6 +58,7 @@ ADS_SERVER_OPTIONS: Final = (
     # and the replica pings to notice a data plane that vanished
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.ping_timeout_ms", 2000),  # what gRPC really waits for the answer; default 60 s
 )
 _LEVELS: Final = {
     Severity.INFO: logging.INFO,

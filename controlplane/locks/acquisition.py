@@ -23,7 +23,7 @@ from controlplane.locks import codec
 from controlplane.locks.errors import LineageError, LockHeldError
 from controlplane.locks.grant import Grant, Mode
 from controlplane.locks.token import Token
-from controlplane.model.errors import RefusedError, UnavailableError
+from controlplane.model.errors import NotSentError, RefusedError, UnavailableError
 
 if TYPE_CHECKING:
     from controlplane.locks.manager import LockManager
@@ -42,7 +42,7 @@ class Acquisition:
     def __init__(self, manager: LockManager, ask: codec.Ask, wait_ms: int, mode: Mode) -> None:
         self._manager = manager
         self._ask = ask
-        self._key = (ask.name, ask.owner, ask.request)
+        self._key = ask.key
         self._mode = mode
         self._clock = manager.clock
         self._started_ms = self._clock.monotonic_ms()
@@ -50,8 +50,8 @@ class Acquisition:
         self._loop = asyncio.get_running_loop()
         self._told: asyncio.Future[codec.HandOff | None] | None = None
         self._trouble: UnavailableError | None = None
-        self.in_redis = False
-        """What is there of this request is ours to give back."""
+        self.in_redis = manager.took_over(ask)
+        """What is, or may be, there of this request is ours to give back."""
 
     async def run(self) -> Grant:
         """Return the grant.
@@ -107,7 +107,9 @@ class Acquisition:
         sent = self._clock.monotonic_ms()
         try:
             answer = await manager.ask(ask, sent)
-        except asyncio.CancelledError:
+        except NotSentError:
+            raise
+        except BaseException:
             self.in_redis = True  # it may be: the call has left, and Redis runs it all the same
             raise
         if isinstance(answer, codec.Granted):

@@ -61,6 +61,11 @@ class Ask:
     shared: bool = False
     reentrant: bool = False
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What makes a repetition one: name, owner and request."""
+        return self.name, self.owner, self.request
+
     def argv(
         self, floor: int, channel: str, beat_ms: int, waiters_max: int, wall_ms: int, sent_ms: int
     ) -> tuple[str | int, ...]:

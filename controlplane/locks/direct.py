@@ -10,6 +10,7 @@ An instance may be shared by threads. It remembers the highest epoch it has seen
 from __future__ import annotations
 
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -24,10 +25,12 @@ from controlplane.locks.errors import LineageError, LockHeldError, LockLostError
 from controlplane.locks.grant import Grant, Limits, check_name, check_owner
 from controlplane.locks.scripts import load
 from controlplane.locks.token import Token
-from controlplane.model.errors import InvalidInputError, RefusedError, UnavailableError
+from controlplane.model.errors import InvalidInputError, RefusedError, UnavailableError, WeirError
 
 PAUSE_MS: Final = 100
 """Pause of a waiter while no grant can be made; it waits on its own connection."""
+OWED_MAX: Final = 1_000
+"""Withdrawals kept while Redis is away. The oldest is forgotten: its time ends what it left."""
 
 
 class DirectLocks:
@@ -47,6 +50,8 @@ class DirectLocks:
         self._pool = PooledRedis(address, channel_prefix=self._keys.channel(""))
         self._scripts = load()
         self._floor = 0
+        self._owed: deque[tuple[codec.Ask, str]] = deque(maxlen=OWED_MAX)
+        """Given up with its connection: the request, and the channel that asked for it."""
 
     def close(self) -> None:
         """Close idle connections; what is held stays held until its TTL."""
@@ -72,20 +77,26 @@ class DirectLocks:
             name=name, owner=owner, request=request or uuid.uuid4().hex, ttl_ms=ttl_ms,
             wait=wait_ms > 0, shared=shared, reentrant=reentrant,
         )  # fmt: skip
-        with self._pool.lend() as link:
-            return self._acquire(link, ask, wait_ms)
+        try:
+            with self._lend() as link:
+                return self._acquire(link, ask, wait_ms)
+        except UnavailableError as error:
+            if self._owed and not isinstance(error.__cause__, TimeoutError):
+                with suppress(UnavailableError), self._lend():
+                    pass  # a Redis that hangs is not waited for a second time
+            raise
 
     def renew(self, grant: Grant, ttl_ms: int | None = None) -> Grant:
         """Extend a grant; LockLostError when it is gone, UnavailableError when that is unknown."""
         ttl_ms = ttl_ms or grant.ttl_ms
         self.limits.check_ttl(ttl_ms)
-        with self._pool.lend() as link:
+        with self._lend() as link:
             return self._renew(link, grant, ttl_ms)
 
     def release(self, grant: Grant, *, whole: bool = True) -> int | None:
         """Release; returns the entries left, None when the token did not hold it any more."""
         token = grant.token
-        with self._pool.lend() as link:
+        with self._lend() as link:
             reply = self._run(
                 link, "release", grant.name, self._floor, grant.owner, token.epoch, token.counter,
                 uuid.uuid4().hex, int(whole),
@@ -107,12 +118,25 @@ class DirectLocks:
         finally:
             self.release(grant)
 
+    @contextmanager
+    def _lend(self) -> Iterator[BlockingRedis]:
+        """Lend a connection, on which first of all is given back what callers gave up."""
+        with self._pool.lend() as link:
+            while self._owed:
+                owed = self._owed.popleft()
+                try:
+                    self._withdraw(link, *owed)
+                except BaseException:
+                    self._owed.append(owed)
+                    raise
+            yield link
+
     # --- one acquisition --------------------------------------------------------------------------
 
     def _acquire(self, link: BlockingRedis, ask: codec.Ask, wait_ms: int) -> Grant:
         started = self.clock.monotonic_ms()
         until = started + wait_ms
-        queued = False
+        in_redis = False
         try:
             while True:
                 sent = self.clock.monotonic_ms()
@@ -120,16 +144,18 @@ class DirectLocks:
                     self._floor, link.channel, self.limits.beat_ms, self.limits.waiters_max,
                     self.clock.wall_ms(), sent,
                 )  # fmt: skip
+                maybe, in_redis = in_redis, True  # if its reply is lost, it may be
                 answer = codec.acquired(self._run(link, "acquire", ask.name, *argv))
+                in_redis = maybe
                 grant: Grant | None = None
                 if isinstance(answer, codec.Granted):
-                    queued = False
+                    in_redis = False  # ours
                     self._floor = max(self._floor, answer.fence_epoch)
                     return self._grant(
                         ask, answer.token, sent + answer.left_ms, answer.entries, started
                     )
                 if isinstance(answer, codec.Queued):
-                    queued = True
+                    in_redis = True
                     grant = self._wait(link, ask, answer, until, started)
                 elif isinstance(answer, codec.Busy):
                     raise LockHeldError(
@@ -138,12 +164,19 @@ class DirectLocks:
                 else:
                     self._sit_out(link, answer, until)
                 if grant is not None:
-                    queued = False
+                    in_redis = False
                     return grant
-        finally:
-            if queued:
-                argv = (self._floor, ask.owner, ask.request, link.channel)
-                self._run(link, "cancel", ask.name, *argv)
+        except (UnavailableError, TimeoutError):
+            if in_redis:
+                self._owed.append((ask, link.channel))  # this connection is given up
+            raise
+        except WeirError:
+            if in_redis:
+                self._withdraw(link, ask, link.channel)
+            raise
+
+    def _withdraw(self, link: BlockingRedis, ask: codec.Ask, channel: str) -> None:
+        self._run(link, "cancel", ask.name, self._floor, ask.owner, ask.request, channel)
 
     def _wait(
         self, link: BlockingRedis, ask: codec.Ask, queued: codec.Queued, until: int, started: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
@@ -49,6 +50,8 @@ RETRY_AFTER_MS: Final[Mapping[str, int]] = {
     "lost": 500, "stale": 500, "exhausted": 200, "replica": 500, "quarantine": 1_000,
 }  # fmt: skip
 PAGE_MAX: Final = 1_000
+OWED_MAX: Final = 10_000
+"""Withdrawals kept while Redis is away. The oldest is forgotten: its time ends what it left."""
 
 
 class LockManager:
@@ -86,11 +89,14 @@ class LockManager:
         self.hand_offs: dict[str, asyncio.Future[codec.HandOff | None]] = {}
         self.attempts: dict[tuple[str, str, str], list[Acquisition]] = {}
         """By name, owner and request, those under way that may withdraw, the newest last."""
+        self._owed: OrderedDict[tuple[str, str, str], codec.Ask] = OrderedDict()
+        """Withdrawals that did not reach Redis; they leave first once there is a link again."""
         self._link = redis
         self._wait_replicas = wait_replicas
         self._channel = self.scripts.keys.channel(uuid.uuid4().hex)
         self._watches = Watches(redis, self.scripts, self.clock)
         redis.subscribe(self._channel.encode(), self._told)
+        redis.on_connect(self._pay)
         self.keeper = Keeper(
             self.scripts, self.register, self.lineage, limits=self.limits, clock=self.clock,
             may_bump=may_bump, metrics=self.metrics, seed=seeded(seed),
@@ -303,9 +309,29 @@ class LockManager:
         )  # fmt: skip
 
     def withdraw(self, ask: codec.Ask) -> None:
-        """Leave the queue, or give back what was granted meanwhile, without waiting for it."""
+        """Leave the queue, or give back what was granted meanwhile, without waiting for it.
+
+        Without a link, or when it breaks meanwhile, over the next one.
+        """
         argv = (self.lineage.floor, ask.owner, ask.request, self._channel)
-        self.scripts.post("cancel", ask.name, *argv)
+        self.scripts.post("cancel", ask.name, *argv, lost=lambda: self._owe(ask))
+
+    def took_over(self, ask: codec.Ask) -> bool:
+        """Begin a new attempt; True when it answers for what an earlier one may have left."""
+        return self._owed.pop(ask.key, None) is not None
+
+    def _owe(self, ask: codec.Ask) -> None:
+        if under_way := self.attempts.get(ask.key):
+            under_way[-1].in_redis = True  # its caller is back: that attempt answers for it
+            return
+        self._owed[ask.key] = ask
+        if len(self._owed) > OWED_MAX:
+            self._owed.popitem(last=False)
+
+    def _pay(self) -> None:
+        owed, self._owed = self._owed, OrderedDict()
+        for ask in owed.values():
+            self.withdraw(ask)
 
     def met(self, cause: str, epoch: int) -> None:
         """React to a refusal: look again at once, or for another server."""

@@ -18,9 +18,17 @@ class Link(Protocol):
         ...
 
     def post(
-        self, args: Sequence[str | bytes | int], otherwise: Sequence[str | bytes | int] = ()
+        self,
+        args: Sequence[str | bytes | int],
+        otherwise: Sequence[str | bytes | int] = (),
+        lost: Callable[[], None] = ...,
     ) -> None:
-        """Send a command whose outcome nobody waits for; `otherwise` if its script is not known."""
+        """Send a command for whose outcome nobody waits; `otherwise` if its script is not known,
+        `lost` is called when what became of it is not known."""
+        ...
+
+    def on_connect(self, handler: Callable[[], None]) -> None:
+        """Call `handler` on every new connection, before anybody else can use it."""
         ...
 
     def leave(self, why: str) -> None:
@@ -73,8 +81,8 @@ class Scripts:
         except WeirError as error:
             raise UnavailableError(f"redis: {error}") from error
 
-    def post(self, script: str, name: str, *argv: str | int) -> None:
-        """Run a script on one lock without waiting for its outcome."""
+    def post(self, script: str, name: str, *argv: str | int, lost: Callable[[], None]) -> None:
+        """Run a script on one lock without waiting for its outcome; `lost` when that is unknown."""
         keys, found = self.keys.of(name), self._scripts[script]
         tail = (len(keys), *keys, *argv)
-        self.link.post(("EVALSHA", found.sha, *tail), ("EVAL", found.source, *tail))
+        self.link.post(("EVALSHA", found.sha, *tail), ("EVAL", found.source, *tail), lost)

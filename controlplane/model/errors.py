@@ -38,6 +38,10 @@ class UnavailableError(WeirError):
         self.retry_after_ms = retry_after_ms
 
 
+class NotSentError(UnavailableError):
+    """The request never left, so nothing can have come of it."""
+
+
 class AmbiguousError(WeirError):
     """A write may or may not have happened; read before doing anything else."""
 

@@ -2,7 +2,7 @@
 
     python examples/locks/postgres_guard.py 127.0.0.1:7700 "dbname=payments"
 
-Needs psycopg. For MySQL use SqlDialect.MYSQL and its driver; nothing else changes.
+Needs psycopg.
 """
 
 # ruff: noqa: INP001, T201 - a script that prints

@@ -1,4 +1,5 @@
-"""Real etcd, Redis and Valkey for the tests of the locks; one etcd for all, a prefix per test."""
+"""Real servers for the tests of the locks; one etcd and one of each database for all, a Redis and
+a prefix per test."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lock_databases import mariadb_server, postgres_server
 from lock_lab import Lab
 
 from controlplane.dev.servers import EtcdCluster, RedisServer, scratch_root
@@ -22,6 +25,20 @@ def lock_etcd() -> Iterator[EtcdCluster]:
     yield cluster
     cluster.stop()
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """Connection string of a real PostgreSQL."""
+    with postgres_server() as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[dict[str, Any]]:
+    """Arguments of `pymysql.connect` for a real MariaDB."""
+    with mariadb_server() as arguments:
+        yield arguments
 
 
 @pytest.fixture

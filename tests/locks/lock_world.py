@@ -72,12 +72,12 @@ class FaultyLink(RedisLink):
             return super().call(*args)
         return self._meddle(args)
 
-    def post(self, args: Any, otherwise: Any = ()) -> None:
+    def post(self, args: Any, otherwise: Any = (), lost: Callable[[], None] = lambda: None) -> None:
         """Send untouched: nobody waits for the outcome."""
         rates, keep_back = self.rates, self.keep_back
         self.rates, self.keep_back = {}, set()
         try:
-            super().post(args, otherwise)
+            super().post(args, otherwise, lost)
         finally:
             self.rates, self.keep_back = rates, keep_back
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import pwd
+import functools
 import random
-import shutil
 import sqlite3
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pymysql
 import pytest
 import redis
 from lock_lab import Lab
 
-from controlplane.dev.process import Child, free_port
-from controlplane.dev.servers import RedisServer, wait_until
+from controlplane.dev.servers import RedisServer
 from controlplane.locks.errors import StaleTokenError
 from controlplane.locks.guards import MemoryGuard, RedisGuard, SqlDialect, SqlGuard, fenced
 from controlplane.model.errors import InvalidInputError
@@ -29,96 +26,32 @@ BIG = (1 << 53) + 1
 """A token that no double can hold."""
 
 
-def postgres_bin() -> Path:
-    """Where PostgreSQL's programs are: on PATH, or where Debian puts them."""
-    found = shutil.which("postgres")
-    if found:
-        return Path(found).resolve().parent
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    assert versions, "PostgreSQL is needed: apt-get install postgresql"
-    return versions[-1]
-
-
-def _as_postgres() -> dict[str, Any]:
-    """PostgreSQL refuses to run as root."""
-    if os.geteuid():
-        return {}
-    user = pwd.getpwnam("postgres")
-    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """Connection string of a real PostgreSQL of this module."""
-    import tempfile  # noqa: PLC0415
-
-    binaries, port = postgres_bin(), free_port()
-    base = Path(tempfile.mkdtemp(prefix="weir-pg-"))
-    data = base / "data"
-    if not os.geteuid():
-        shutil.chown(base, "postgres", "postgres")
-    subprocess.run(
-        [binaries / "initdb", "-D", data, "-A", "trust", "-U", "weir", "--no-sync"],
-        check=True,
-        capture_output=True,
-        cwd="/",
-        **_as_postgres(),
-    )
-    command = [
-        str(binaries / "postgres"), "-D", str(data), "-p", str(port), "-k", str(base),
-        "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off",
-    ]  # fmt: skip
-    if not os.geteuid():
-        command = ["runuser", "-u", "postgres", "--", *command]
-    server = Child("postgres", command, base / "log", cwd=Path("/")).start()
-    dsn = f"host=127.0.0.1 port={port} user=weir dbname=postgres"
-
-    def answers() -> bool:
-        try:
-            psycopg.connect(dsn, connect_timeout=1).close()
-        except psycopg.OperationalError:
-            return False
-        return True
-
-    wait_until(answers, "postgres")
-    yield dsn
-    pid = int((data / "postmaster.pid").read_text().splitlines()[0])
-    os.kill(pid, 2)
-    wait_until(lambda: not (data / "postmaster.pid").exists(), "postgres to stop")
-    server.stop()
-    shutil.rmtree(base, ignore_errors=True)
-
-
 Connect = Callable[[], Any]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=[*SqlDialect])
 def database(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[tuple[SqlGuard, Connect, str]]:
-    """A guard, a way to connect, and the parameter mark, for each database that is here."""
-    dialect = SqlDialect(request.param)
+    """A guard, a way to connect, and the parameter mark, for each database."""
+    dialect, mark, text = SqlDialect(request.param), "%s", "TEXT"
+    connect: Connect
     if dialect is SqlDialect.SQLITE:
-        path = tmp_path / "guard.db"
-
-        def connect() -> Any:
-            return sqlite3.connect(path, timeout=30, check_same_thread=False)
-
         mark = "?"
+        path = tmp_path / "guard.db"
+        connect = functools.partial(sqlite3.connect, path, timeout=30, check_same_thread=False)
+    elif dialect is SqlDialect.POSTGRESQL:
+        connect = functools.partial(psycopg.connect, request.getfixturevalue("postgres"))
     else:
-        dsn = request.getfixturevalue("postgres")
-
-        def connect() -> Any:
-            return psycopg.connect(dsn)
-
-        mark = "%s"
+        connect = functools.partial(pymysql.connect, **request.getfixturevalue("mariadb"))
+        text = "VARCHAR(20)"
     guard = SqlGuard(dialect)
     connection = connect()
     cursor = connection.cursor()
     cursor.execute("DROP TABLE IF EXISTS weir_fence")
     cursor.execute("DROP TABLE IF EXISTS account")
     guard.create_table(cursor)
-    cursor.execute("CREATE TABLE account (name TEXT PRIMARY KEY, balance BIGINT)")
+    cursor.execute(f"CREATE TABLE account (name {text} PRIMARY KEY, balance BIGINT)")
     cursor.execute("INSERT INTO account VALUES ('a', 0)")
     connection.commit()
     yield guard, connect, mark
@@ -245,11 +178,30 @@ def _increment(cursor: Any, mark: str) -> None:
     cursor.execute(f"UPDATE account SET balance = {mark} WHERE name = 'a'", (value + 1,))
 
 
-def test_mysql_statements_say_what_mysql_understands() -> None:
-    """MySQL has no ON CONFLICT, and reports changed rows: the row always changes."""
-    guard = SqlGuard(SqlDialect.MYSQL)
-    assert guard._first.startswith("INSERT IGNORE INTO weir_fence")
-    assert "seals = seals + 1" in guard._raise
+def test_names_that_differ_are_different_resources(
+    database: tuple[SqlGuard, Connect, str],
+) -> None:
+    """Also where a database takes capitals and accents for the same letter."""
+    guard, connect, _ = database
+    connection = connect()
+    for token, name in enumerate(("account/é", "account/e", "ACCOUNT/E"), start=1):
+        with guard.transaction(connection, name, 10 - token):
+            pass
+    with pytest.raises(StaleTokenError), guard.transaction(connection, "account/é", 8):
+        pass
+    connection.close()
+
+
+def test_a_name_too_long_for_mysql_is_refused(mariadb: dict[str, Any]) -> None:
+    """It would be cut short, and then be another resource's."""
+    guard, connection = SqlGuard(SqlDialect.MYSQL), pymysql.connect(**mariadb)
+    with pytest.raises(InvalidInputError, match="190"):
+        guard.seal(connection.cursor(), "r" * 191, 1)
+    connection.close()
+
+
+def test_a_table_must_have_a_plain_name() -> None:
+    """Its name is part of the statements."""
     with pytest.raises(InvalidInputError):
         SqlGuard(SqlDialect.MYSQL, table="x; DROP TABLE y")
 

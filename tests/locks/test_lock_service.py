@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psycopg
+import pymysql
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -21,8 +23,9 @@ from lock_lab import PATIENT, Lab, until
 from controlplane.adapters.lock_client import LockClient, SyncLockClient
 from controlplane.adapters.lock_service import LockServiceServicer
 from controlplane.locks.audit import AuditLog
-from controlplane.locks.errors import LockHeldError, LockLostError
+from controlplane.locks.errors import LockHeldError, LockLostError, StaleTokenError
 from controlplane.locks.grant import Mode
+from controlplane.locks.guards import SqlDialect, SqlGuard
 from controlplane.locks.manager import LockManager
 from controlplane.model.errors import InvalidInputError, UnavailableError
 from controlplane.v1 import lock_pb2, lock_pb2_grpc
@@ -355,6 +358,40 @@ async def test_the_examples_run(
     assert told.count("refused:") == 2
     assert "balance: 90" in told
     assert "now 1" in told
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mysql"])
+async def test_the_examples_with_a_database_run(
+    served: Served, request: pytest.FixtureRequest, kind: str
+) -> None:
+    """Each debits an account in a real database; again under the next token, never under an old
+    one."""
+    arguments: list[str]
+    connection: Any
+    if kind == "postgres":
+        arguments = [request.getfixturevalue("postgres")]
+        connection, dialect = psycopg.connect(arguments[0]), SqlDialect.POSTGRESQL
+    else:
+        where = request.getfixturevalue("mariadb")
+        arguments = [f"{key}={value}" for key, value in where.items()]
+        connection, dialect = pymysql.connect(**where), SqlDialect.MYSQL
+    with connection, connection.cursor() as cursor:
+        cursor.execute("DROP TABLE IF EXISTS account")
+        cursor.execute("DROP TABLE IF EXISTS weir_fence")
+        connection.commit()
+        for _ in range(2):
+            command = [sys.executable, str(EXAMPLES / f"{kind}_guard.py"), served.address]
+            process = await asyncio.create_subprocess_exec(
+                *command, *arguments, stdout=asyncio.subprocess.PIPE
+            )
+            out, _ = await process.communicate()
+        assert process.returncode == 0
+        cursor.execute("SELECT balance FROM account WHERE id = 42")
+        assert cursor.fetchone() == (80,)
+        connection.rollback()
+        late, guard = int(out.split()[-1]) - 1, SqlGuard(dialect)
+        with pytest.raises(StaleTokenError), guard.transaction(connection, "account/42", late):
+            pass
 
 
 async def test_modes_can_be_asked_for(served: Served) -> None:

@@ -15,12 +15,14 @@ CHUNK = 65_536
 @dataclass(slots=True)
 class Proxy:
     """One proxy. Change `delay_ms`, `lose_replies` and `lose_requests` while it runs; what is lost
-    is lost for good, as behind a dead router."""
+    is lost for good, as behind a dead router. With a `gate`, requests that arrive are held until it
+    is set, even if their client has gone by then."""
 
     target_port: int
     delay_ms: float = 0
     lose_replies: bool = False
     lose_requests: bool = False
+    gate: asyncio.Event | None = None
     server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -35,6 +37,11 @@ class Proxy:
         """Where clients connect, host:port."""
         assert self.server
         return f"127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
+
+    @property
+    def port(self) -> int:
+        """Where clients connect."""
+        return int(self.endpoint.rpartition(":")[2])
 
     @property
     def connections(self) -> int:
@@ -83,6 +90,8 @@ class Proxy:
         while data := await reader.read(CHUNK):
             if self.delay_ms:
                 await asyncio.sleep(self.delay_ms / 1000)
+            if not replies and self.gate:
+                await self.gate.wait()
             if self.lose_replies if replies else self.lose_requests:
                 continue
             writer.write(data)

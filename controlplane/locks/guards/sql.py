@@ -1,13 +1,13 @@
 """A guard in a SQL database, through any DB-API driver: PostgreSQL, SQLite, MySQL.
 
-One row per resource keeps the highest token. `seal` raises it by an UPDATE that is the first
-statement of the transaction: it takes the row's lock (in SQLite, the database's write lock), so
-reads that follow see what the previous holder wrote, and nobody with a lower token gets past until
-the commit or ever after. `seals` counts, so that the row always changes: MySQL reports *changed*
-rows, not matched ones.
+One row per resource keeps the highest token. `seal` raises it first thing in the transaction, which
+takes the row's lock (in SQLite, the database's write lock): reads that follow see what the previous
+holder wrote, and nobody with a lower token gets past until the commit or ever after. `seals`
+counts, so that the row always changes: MySQL reports *changed* rows, not matched ones.
 
 Use any isolation level from READ COMMITTED up. Under SERIALIZABLE or REPEATABLE READ a conflict
-raises the driver's serialization error: roll back and try again with the same token.
+raises the driver's serialization error: roll back and try again with the same token. (MySQL's
+REPEATABLE READ reads what is there after the seal, and raises none.)
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from controlplane.locks.errors import StaleTokenError
 from controlplane.locks.metrics import LockMetrics, NoMetrics
 from controlplane.model.errors import InvalidInputError
 
+_MYSQL_NAME_MAX = 190
+"""Characters of a resource's name in MySQL: what every version can index."""
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,62}")
 
 
@@ -84,15 +86,17 @@ class SqlGuard:
             f"UPDATE {table} SET token = {mark}, seals = seals + 1 "  # noqa: S608
             f"WHERE resource = {mark} AND token <= {mark}"
         )
+        tail = "ON CONFLICT (resource) DO NOTHING"
         if dialect is SqlDialect.MYSQL:
-            insert, tail = "INSERT IGNORE", ""
-        else:
-            insert, tail = "INSERT", " ON CONFLICT (resource) DO NOTHING"
-        self._first = f"{insert} INTO {table} (resource, token, seals) VALUES {values}{tail}"
+            tail = "ON DUPLICATE KEY UPDATE seals = seals"
+        self._first = f"INSERT INTO {table} (resource, token, seals) VALUES {values} {tail}"  # noqa: S608
 
     def create_table(self, cursor: Cursor) -> None:
         """Create the table if it does not exist (run it with your migrations)."""
-        text = "VARCHAR(190)" if self.dialect is SqlDialect.MYSQL else "TEXT"
+        text = "TEXT"
+        if self.dialect is SqlDialect.MYSQL:
+            # by default it would take `a`, `A` and `á` for one resource
+            text = f"VARCHAR({_MYSQL_NAME_MAX}) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
         cursor.execute(
             f"CREATE TABLE IF NOT EXISTS {self.table} (resource {text} NOT NULL PRIMARY KEY, "
             "token BIGINT NOT NULL, seals BIGINT NOT NULL)"
@@ -103,13 +107,20 @@ class SqlGuard:
 
         Raises StaleTokenError when a higher token was seen; roll the transaction back then.
         """
-        cursor.execute(self._raise, (token, resource, token))
-        if cursor.rowcount == 1:
-            return
-        cursor.execute(self._first, (resource, token))
-        if cursor.rowcount == 1:
-            return
-        # the row exists: it appeared meanwhile, or it holds a higher token
+        if self.dialect is SqlDialect.MYSQL and len(resource) > _MYSQL_NAME_MAX:
+            raise InvalidInputError("resource", f"over {_MYSQL_NAME_MAX} characters")
+        if self.dialect is SqlDialect.MYSQL:
+            # makes or locks the row. Two that found none by an UPDATE would lock the gap, both, and
+            # each wait for the other to let it insert
+            cursor.execute(self._first, (resource, token))
+        else:
+            cursor.execute(self._raise, (token, resource, token))
+            if cursor.rowcount == 1:
+                return
+            cursor.execute(self._first, (resource, token))
+            if cursor.rowcount == 1:
+                return
+            # the row exists: it appeared meanwhile, or it holds a higher token
         cursor.execute(self._raise, (token, resource, token))
         if cursor.rowcount != 1:
             self._metrics.lock_token_rejected()

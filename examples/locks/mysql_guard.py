@@ -1,0 +1,42 @@
+"""The same debit in MySQL or MariaDB: the table of the guard lives beside the data (InnoDB).
+
+    python examples/locks/mysql_guard.py 127.0.0.1:7700 host=127.0.0.1 user=pay database=payments
+
+Needs PyMySQL; any other DB-API driver does as well.
+"""
+
+# ruff: noqa: INP001, T201 - a script that prints
+
+import sys
+
+import grpc
+import pymysql
+
+from controlplane.adapters.lock_client import SyncLockClient
+from controlplane.locks.guards import SqlDialect, SqlGuard
+
+
+def main(server: str, *arguments: str) -> None:
+    """Debit account 42 by 10 under a lock."""
+    where = dict(argument.split("=", 1) for argument in arguments)
+    database = pymysql.connect(**{**where, "port": int(where.get("port", 3306))})
+    guard = SqlGuard(SqlDialect.MYSQL)
+    with database, grpc.insecure_channel(server) as channel:
+        with database.cursor() as cursor:
+            guard.create_table(cursor)
+            cursor.execute(
+                "CREATE TABLE IF NOT EXISTS account (id INT PRIMARY KEY, balance BIGINT)"
+            )
+            cursor.execute("INSERT IGNORE INTO account VALUES (42, 100)")
+        database.commit()
+        locks = SyncLockClient([channel])
+        with (
+            locks.hold("account/42", ttl_ms=2_000, wait_ms=5_000) as held,
+            guard.transaction(database, "account/42", held.token) as cursor,
+        ):
+            cursor.execute("UPDATE account SET balance = balance - 10 WHERE id = 42")
+        print("debited under token", held.token)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *sys.argv[2:])

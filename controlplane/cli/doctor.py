@@ -20,14 +20,14 @@ from controlplane import __version__
 from controlplane.cli.exits import FAILED, UNREACHABLE, CallError
 from controlplane.cli.options import Options
 from controlplane.cli.output import Format, Styled, age, print_data, print_table
+from controlplane.cli.read import DIGEST_OLD_MS, HEARTBEAT_OLD_MS
 from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import admin_pb2_grpc as rpc
 
 CLOCK_WARN_MS: Final = 60_000
 CLOCK_BAD_MS: Final = 150_000
-HEARTBEAT_BAD_MS: Final = 3_000
-DIGEST_OLD_MS: Final = 5_000
-CERT_WARN_S: Final = 7 * 86_400
+CERT_WARN_S: Final = 14 * 86_400
+"""As the alert CertExpiring."""
 ETCD_FAULTY: Final = ("3.5.0", "3.5.1", "3.5.2")
 """etcd #13766: these may lose data when killed."""
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)\..+")
@@ -69,7 +69,7 @@ def doctor(options: Options) -> None:
 
 
 def _leader(status: Any) -> Iterator[Finding]:
-    ok = bool(status.leader) and 0 <= status.heartbeat_age_ms < HEARTBEAT_BAD_MS
+    ok = bool(status.leader) and 0 <= status.heartbeat_age_ms < HEARTBEAT_OLD_MS
     yield Finding(
         check="leader",
         result="ok" if ok else "failed",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from controlplane import __version__
 from controlplane.adapters.jsonview import to_json
@@ -26,6 +26,10 @@ from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import admin_pb2_grpc as rpc
 
 STAGES = ("suspect", "decide", "commit", "converge")
+HEARTBEAT_OLD_MS: Final = 3_000
+"""Age of the leader's last write that is worth a word: six ticks."""
+DIGEST_OLD_MS: Final = 5_000
+"""Age of a replica's last digest at which it counts as not heard."""
 EXPLAINED_ABOVE = ("base_share:", "region_", "drained:", "frozen:", "panic:")
 """Reasons that the lines above the channels tell already."""
 
@@ -53,6 +57,9 @@ def status(options: Options) -> None:
     if answer.plan.local.left_ms:
         flags.append("LOCAL OVERRIDE")
     leader = f"{answer.leader} (term {answer.term})" if answer.leader else "none known"
+    if not 0 <= answer.heartbeat_age_ms <= HEARTBEAT_OLD_MS:
+        seen = answer.heartbeat_age_ms
+        leader += f", heartbeat {age(seen)} ago" if seen >= 0 else ", no heartbeat seen"
     say(
         Styled(answer.cluster or "weir", "bold"),
         f"  epoch {answer.plan_epoch}  leader {leader}  ",
@@ -71,6 +78,18 @@ def status(options: Options) -> None:
         say(Styled(f"not yet applied by {names}", "yellow"))
     else:
         say(Styled(f"applied by all {answer.subscribers} live subscribers", "dim"))
+    for line in _replicas_amiss(answer):
+        say(Styled(line, "yellow"))
+
+
+def _replicas_amiss(answer: Any) -> Iterable[str]:
+    """Yield a line for the replicas not heard and one for those whose plan is old, if any are."""
+    silent = [r for r in answer.replicas if not 0 <= r.digest_age_ms <= DIGEST_OLD_MS]
+    if silent:
+        yield "not heard: " + ", ".join(f"{r.id} ({age(r.digest_age_ms)})" for r in silent)
+    old = [r for r in answer.replicas if r not in silent and r.plan_epoch < answer.plan_epoch]
+    if old:
+        yield "older plan at " + ", ".join(f"{r.id} (epoch {r.plan_epoch})" for r in old)
 
 
 def _failover_line(failover: pb.Failover) -> Styled:
@@ -154,6 +173,7 @@ def regions(options: Options) -> None:
             "AGENTS",
             "REPORT",
             "LAG",
+            ">CLOCK",
             "VOTES",
             "CAUSE",
         ],
@@ -168,6 +188,7 @@ def regions(options: Options) -> None:
                 f"{r.agents_live}/{r.agents_expected}",
                 age(r.report_age_ms),
                 age(r.replication_lag_ms) if r.HasField("replication_lag_ms") else "",
+                f"{r.clock_offset_ms:+.0f} ms" if r.HasField("clock_offset_ms") else "",
                 " ".join(f"{v.vantage}:{v.opinion}" for v in r.votes),
                 r.cause,
             )

@@ -96,6 +96,12 @@ class TickMetrics(Protocol):
         ...
 
 
+def _elected(leadership: Leadership) -> Event:
+    """Say who leads from now on, in the audit: nobody else can tell the terms apart later."""
+    text = f"{leadership.replica} leads, term {leadership.term}"
+    return Event(kind="leader_elected", message=text)
+
+
 @dataclass(slots=True)
 class _Reign:
     """What a leader keeps while it leads. Lost with the leadership; the next one loads it from
@@ -297,7 +303,7 @@ class DecisionLoop:
             state, epoch = State.initial(self._topology), Epoch(0)
         else:
             state, epoch = self._read_state(committed.state), committed.plan.epoch
-        self._reign = _Reign(leadership, state, epoch, decided=epoch)
+        self._reign = _Reign(leadership, state, epoch, decided=epoch, events=[_elected(leadership)])
         log.info("leading", term=leadership.term, epoch=epoch)
         return self._reign
 

@@ -207,3 +207,24 @@ async def test_without_etcd_it_says_what_it_would_have_done(
     assert (thoughts[0], any(thoughts), thoughts[-1]) == (False, True, False)
     for file in files:
         assert replay(file.read_bytes().splitlines(keepends=True)).difference is None
+
+
+async def test_each_term_is_told_once_in_the_audit(leader: Leader) -> None:
+    """Whoever comes to lead says so with its term: from the events an operator reads when
+    leadership changed, and nothing is said again by a leader that leads on."""
+    terms: list[int] = []
+
+    def leads_anew() -> bool:
+        return bool(leader.ticks) and leader.ticks[-1].leadership.term not in terms
+
+    for _ in range(2):
+        await until(leads_anew, "it leads")
+        terms.append(leader.ticks[-1].leadership.term)
+        seen = len(leader.ticks)
+        await until(lambda seen=seen: len(leader.ticks) > seen + 3, "it leads on")  # type: ignore[misc]
+        await leader.elector.resign()
+
+    events, _ = await leader.store.events(limit=50)
+    told = [event.message for event in events if event.kind == "leader_elected"]
+    assert told[-2:] == [f"a leads, term {term}" for term in reversed(terms)]
+    assert len(told) == len(set(told))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.adapters.metric_catalogue import CATALOGUE
 from tests.observability.promtool import ROOT
 from tests.observability.test_runbooks import command_tree
 
@@ -101,3 +102,35 @@ def test_commands_are_real(name: str) -> None:
             elif hasattr(command, "commands") and VALUE not in word:
                 assert word in command.commands, (line, word)
                 command = command.commands[word]
+
+
+LABELS_OF_SCRAPES = {"weir_cluster", "weir_region"}
+NAMED = r"(?<![\w/.])(weir[_:][a-z0-9_:]*[a-z0-9])(?:\{([^}]*)\})?(?![\w.*-])"
+
+
+def known_metrics() -> dict[str, frozenset[str] | None]:
+    """Return every metric and recording rule with its labels, None where any is right."""
+    metrics: dict[str, frozenset[str] | None] = {}
+    for spec in CATALOGUE:
+        family = (spec.name,) if spec.kind == "histogram" else ()
+        metrics |= dict.fromkeys((*family, *spec.exposed), frozenset(spec.labels) | {"le"})
+    for path in (ROOT / "deploy/prometheus").glob("*.rules.yaml"):
+        for name in re.findall(r"record: (\S+)", path.read_text()):
+            metrics[name] = None
+    return metrics
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if re.search(NAMED, (ROOT / n).read_text())])
+def test_metrics_named_exist(name: str) -> None:
+    """Every metric and recorded series that a page names is exported or recorded, with the labels
+    it is named with."""
+    metrics = known_metrics()
+    for metric, braces in re.findall(NAMED, (ROOT / name).read_text()):
+        if metric in LABELS_OF_SCRAPES:
+            continue
+        assert metric in metrics, metric
+        labels, given = (
+            metrics[metric],
+            re.findall(r"(\w+)(?==|,|$)", re.sub(r'"[^"]*"', "", braces)),
+        )
+        assert labels is None or set(given) <= labels | LABELS_OF_SCRAPES, (metric, braces)

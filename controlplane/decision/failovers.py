@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from controlplane.decision.state import KEPT_FAILOVERS, Memory, RegionMemory
+from controlplane.decision.state import KEPT_FAILOVERS, ORDERED, Memory, RegionMemory
 from controlplane.model.evidence import Evidence
 from controlplane.model.ids import Epoch, RegionName
 from controlplane.model.plan import Event, FailoverRecord, Phase, Severity
@@ -79,7 +79,9 @@ def _advance(
         text = f"{record.region}: failover {record.id} reverted, the evidence cleared"
         events.append(Event(kind="failover_reverted", message=text, region=record.region))
         return replace(record, outcome="reverted")
-    if region.phase is Phase.FAILED and (record.kind, record.cause) != (region.kind, region.cause):
+    told = (record.kind, record.cause) == (region.kind, region.cause)
+    # what began as an order stays one in the record, whatever happens to the region meanwhile
+    if region.phase is Phase.FAILED and not told and record.kind not in ORDERED:
         record = replace(record, kind=region.kind, cause=region.cause)
     gone = region.moved or region.phase is Phase.FAILED
     if gone and record.decided_ms is None and not memory.frozen:

@@ -14,6 +14,7 @@ Rules
   `removal_window_ms`. What is withheld is said.
 - While frozen or when coordination itself is ill, nothing is taken out and nothing returns.
 - A region that comes and goes is kept away for a while (`damping`).
+- A region that is out by order and would fail meanwhile is away on its own account from then on.
 
 Failure modes. A region that keeps being suspected without failing is moved a few times and then
 kept away by damping; it never flaps for ever.
@@ -29,10 +30,11 @@ from controlplane.decision.damping import damped
 from controlplane.decision.detector import Assessment
 from controlplane.decision.removals import Removals
 from controlplane.decision.signals import Signal, signal_of
-from controlplane.decision.state import RegionMemory
+from controlplane.decision.state import ORDERED, RegionMemory
 from controlplane.decision.transitions import (
     ENTER,
     climb,
+    fail_while_out,
     ordered_out,
     region_event,
     stay_suspect,
@@ -99,6 +101,8 @@ def advance(
         memory = ENTER[phase](name, memory, seen, removals, events)
     elif phase is Phase.SUSPECT:
         memory = stay_suspect(name, memory, seen, removals, events)
+    elif phase is Phase.FAILED and memory.kind in ORDERED and seen.fail and not removals.hold:
+        memory = fail_while_out(name, memory, seen, removals, events)
     elif phase is Phase.RECOVERING:
         memory = climb(name, memory, seen, removals, events)
     if order is None and memory.ordered:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from controlplane.decision.weights import Target, Trace, override_row, target, u
 from controlplane.decision.world import World
 from controlplane.model.ids import FULL_BP, ChannelName, RegionName
 from controlplane.model.intents import Intents
-from controlplane.model.plan import Breaker, Phase, Route
+from controlplane.model.plan import Breaker, Phase, Route, route
 
 Table = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -273,17 +274,15 @@ def build_routes(
         named = shared.get(key)
         if named is None:
             named = shared[key] = tuple((name, row[index[name]]) for name in serving)
-        out.append(Route(channel=channel, weights=named, shed_bp=shed_bp, reasons=why))
+        out.append(route(channel, named, shed_bp, why))
     return tuple(out)
 
 
 def _in_order(world: World, routes: tuple[Route, ...]) -> Sequence[Route | None]:
     """Return the routes in the order of the topology's channels; None where there is none yet."""
-    if len(routes) == len(world.channels) and all(
-        route.channel == name for route, name in zip(routes, world.channels, strict=True)
-    ):
+    if tuple(map(attrgetter("channel"), routes)) == world.channels:
         return routes
-    old = {route.channel: route for route in routes}
+    old = {held.channel: held for held in routes}
     return [old.get(name) for name in world.channels]
 
 

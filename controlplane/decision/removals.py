@@ -2,9 +2,10 @@
 
 Rules
 - Never below `min_regions`; at most half of the regions in `removal_window_ms`.
-- A region whose weight has not left on suspicion is not failed when `max_failovers_per_h` regions
-  left within the hour; then an operator decides. Where the weight has left it stays away, so a dead
-  region carries nothing whatever the hour has seen.
+- Nobody is failed when `max_failovers_per_h` regions were failed by evidence within the hour; then
+  an operator decides about fencing. Weight still leaves on suspicion and stays away while it lasts,
+  so a dead region carries nothing whatever the hour has seen. Moves on suspicion do not count: they
+  are bounded by damping, and weather must not use up what a dead region needs.
 - While frozen, while the leader is cut off or coordination itself is ill, nothing is taken out.
 - What is withheld is said: each refusal is the text of an event.
 """
@@ -28,6 +29,7 @@ class Removals:
     now_ms: int
     count: int
     log: list[tuple[int, RegionName]]
+    failures: list[tuple[int, RegionName]]
     serving: set[RegionName]
     hold: str = ""
 
@@ -49,11 +51,18 @@ class Removals:
         """Say why `region` may not be failed now; empty when it may."""
         if reason := self.refusal(region, moved=moved):
             return reason
-        hour = [at for at, _ in self.log if self.now_ms - at < HOUR_MS]
+        hour = [at for at, _ in self.failures if self.now_ms - at < HOUR_MS]
         limit = self.policy.max_failovers_per_h
-        if not moved and len(hour) >= limit:
-            return f"{len(hour)} regions left within the hour, {limit} are allowed"
+        if len(hour) >= limit:
+            return (
+                f"{len(hour)} failovers within the hour, max_failovers_per_h allows {limit}: "
+                "an operator decides"
+            )
         return ""
+
+    def fail(self, region: RegionName) -> None:
+        """Record that evidence has failed `region`."""
+        self.failures.append((self.now_ms, region))
 
     def take(self, region: RegionName) -> None:
         """Record that weight has left `region`."""

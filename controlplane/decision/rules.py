@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from controlplane.decision.planning import honoured_drains
-from controlplane.decision.state import State
+from controlplane.decision.state import ORDERED, State
 from controlplane.decision.world import compiled
 from controlplane.model.evidence import Evidence, RegionEvidence
 from controlplane.model.ids import FULL_BP, RegionName
@@ -32,8 +32,6 @@ from controlplane.model.plan import Phase, Plan, Verdict
 from controlplane.model.topology import Topology
 
 HOUR_MS: Final = 3_600_000
-ORDERED: Final = frozenset({"manual", "drill"})
-"""Kinds of a failure that is an operator's order and no evidence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,9 @@ FORMAT: Final = 1
 KEPT_FAILOVERS: Final = 20
 """Closed failovers kept for display; older ones are in the events."""
 
+ORDERED: Final = frozenset({"manual", "drill"})
+"""Kinds of a failure that is an operator's order and no evidence."""
+
 Column = npt.NDArray[np.float64]
 
 
@@ -126,6 +129,8 @@ class Memory:
     failovers: tuple[FailoverRecord, ...] = ()
     # (when, region): regions taken out within the last hour
     removals: tuple[tuple[int, RegionName], ...] = ()
+    # (when, region): regions failed by evidence within the last hour
+    failures: tuple[tuple[int, RegionName], ...] = ()
     next_failover: int = 1
     # what shaped the weights last time, and whether they have arrived
     situation: str = ""

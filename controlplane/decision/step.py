@@ -139,12 +139,16 @@ def _regions(
         for name in state.regions
         if name not in drained and available_bp(memory.regions[name], policy) > 0
     }
-    log = [(at, name) for at, name in memory.removals if now_ms - at < HOUR_MS]
+    log, failures = (
+        [(at, name) for at, name in taken if now_ms - at < HOUR_MS]
+        for taken in (memory.removals, memory.failures)
+    )
     removals = Removals(
         policy=policy,
         now_ms=now_ms,
         count=len(state.regions),
         log=log,
+        failures=failures,
         serving=serving,
         hold=hold,
     )
@@ -158,6 +162,7 @@ def _regions(
         regions=regions,
         links=views.links,
         removals=tuple(removals.log),
+        failures=tuple(removals.failures),
         unwell=tuple(sorted(views.unwell)),
         frozen=frozen,
         alone_ms=alone_ms,

@@ -78,6 +78,7 @@ def _enter_failed(
     points = policy.flap_penalty - (policy.flap_suspect_penalty if memory.moved else 0)
     if not memory.moved:
         removals.take(name)
+    removals.fail(name)
     kind, cause = seen.kind or memory.kind, seen.cause or memory.cause
     symptom_ms = now_ms if memory.symptom_ms is None else memory.symptom_ms
     memory = replace(
@@ -131,6 +132,27 @@ def ordered_out(
         clear_ms=None,
         ordered=True,
         held="",
+    )
+
+
+def fail_while_out(
+    name: RegionName,
+    memory: RegionMemory,
+    seen: Assessment,
+    removals: Removals,
+    events: list[Event],
+) -> RegionMemory:
+    """Note that a region which is out by order would have failed: from now on it is away on its own
+    account, and returns by the rules for those."""
+    events.append(
+        region_event(
+            "region_unfit", f"{name} is out by order and fails: {seen.cause}", name,
+            Severity.WARNING, data={"kind": seen.kind},
+        )
+    )  # fmt: skip
+    memory = replace(memory, kind=seen.kind, cause=seen.cause)
+    return punished(
+        memory, removals.policy.flap_penalty, name, removals.policy, removals.now_ms, events
     )
 
 

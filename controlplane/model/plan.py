@@ -65,6 +65,31 @@ class Route:
         return 0
 
 
+_new_route = Route.__new__
+_set_channel, _set_weights, _set_shed_bp, _set_reasons = (
+    getattr(Route, field).__set__ for field in ("channel", "weights", "shed_bp", "reasons")
+)
+
+
+def route(
+    channel: ChannelName,
+    weights: tuple[tuple[RegionName, int], ...],
+    shed_bp: int,
+    reasons: tuple[str, ...],
+) -> Route:
+    """Return a route as `Route(...)` does, in under half of its time.
+
+    A failover makes one a channel within one tick, and what a frozen dataclass does to set four
+    fields is then the greater part of that tick.
+    """
+    made = _new_route(Route)
+    _set_channel(made, channel)
+    _set_weights(made, weights)
+    _set_shed_bp(made, shed_bp)
+    _set_reasons(made, reasons)
+    return made
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegionStatus:
     """What the plan says of one region; `since_ms` in attentive time."""

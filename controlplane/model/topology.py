@@ -156,7 +156,8 @@ class Policy:
     ready_drill_max_age_h: int = 0
     """Longest time since the last drill of a region that a change may send more to; 0: any."""
     max_failovers_per_h: int = 6
-    """Automatic failovers an hour; beyond it an operator decides."""
+    """Regions failed (fenced) by evidence an hour; beyond it an operator decides. Weight still
+    leaves on suspicion."""
     local_unwell_lag_ms: int = 500
     """Event-loop lag at which an observer disregards its own observations."""
     budget_ms: int = 30_000

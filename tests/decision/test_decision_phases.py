@@ -1,12 +1,18 @@
-"""Phases: the table is total and says what the rules say."""
+"""Phases: the table is total and says what the rules say; what is out by order and by bound."""
 
 import itertools
+from dataclasses import replace
 
 from controlplane.decision.detector import suspicion_ms, wilson_low
+from controlplane.decision.explain import explain
 from controlplane.decision.phases import TABLE
 from controlplane.decision.signals import Signal
+from controlplane.model.intents import Drain, Intents
 from controlplane.model.plan import Phase
 from controlplane.model.topology import Policy
+from controlplane.simulation.demo import demo_topology
+from controlplane.simulation.faults import Fault
+from controlplane.simulation.run import Simulation
 
 
 def test_table_is_total():
@@ -43,3 +49,70 @@ def test_wilson_bound_needs_samples():
     assert wilson_low(0, 0) == 0.0
     assert wilson_low(3, 3) < 0.5
     assert wilson_low(60, 70) > 0.5
+
+
+def ordered_out_for_a_minute(*faults, seconds=150):
+    """East is out by order from 10 to 60 s, a gate is closed until 120 s. Returns every tick."""
+    gate = ("reconciliation",)
+    order = Drain(region="east", reason="maintenance", immediate=True)
+    intents = [
+        (0, Intents(closed_gates=gate)),
+        (10_000, Intents(drains=(order,), closed_gates=gate)),
+        (60_000, Intents(closed_gates=gate)),
+        (120_000, Intents()),
+    ]
+    world = Simulation(
+        demo_topology(), faults, duration_ms=seconds * 1000, with_payments=False,
+        leader="south", intents=intents,
+    )  # fmt: skip
+    return list(world.ticks())
+
+
+def said(ticks, kind):
+    """When events of a kind were said, in ms."""
+    return [t.at_ms for t in ticks for event in t.step.events if event.kind == kind]
+
+
+def test_a_region_that_dies_while_it_is_out_by_order_returns_as_a_failed_one():
+    """East is ordered out, dies at 20 s and is well from 50 s on; the order ends at 60 s. Its death
+    is said once and counts for damping, the cause is the evidence, and it waits for the gate. The
+    record of the order stays an order's."""
+    ticks = ordered_out_for_a_minute(
+        Fault(kind="crash", region="east", start_ms=20_000, end_ms=50_000)
+    )
+    (unfit_ms,) = said(ticks, "region_unfit")
+    assert 25_000 <= unfit_ms <= 33_000
+    east = next(t for t in ticks if t.at_ms == 60_000).step.state.memory.regions["east"]
+    assert (east.phase, east.kind) == (Phase.FAILED, "dead")
+    assert "no answered probe" in east.cause
+    assert east.penalty > 0
+    (back_ms,) = said(ticks, "region_recovering")
+    assert back_ms >= 120_000
+    assert {record.kind for t in ticks for record in t.step.failovers} == {"manual"}
+
+
+def test_a_region_that_is_well_while_it_is_out_by_order_is_not_called_unfit():
+    """The same order without a death: nothing but the order is said of it."""
+    ticks = ordered_out_for_a_minute()
+    assert said(ticks, "region_unfit") == []
+    east = next(t for t in ticks if t.at_ms == 59_000).step.state.memory.regions["east"]
+    assert (east.kind, east.penalty) == ("manual", 0.0)
+
+
+def test_the_bound_on_failovers_is_named_and_an_operator_may_decide():
+    """No failover by evidence is allowed at all: dead East is suspect and at 0, `explain` names the
+    bound, and an operator's order fences it."""
+    topology = demo_topology()
+    topology = replace(topology, policy=replace(topology.policy, max_failovers_per_h=0))
+    order = Drain(region="east", reason="it is dead", immediate=True)
+    world = Simulation(
+        topology, [Fault(kind="crash", region="east", start_ms=10_000)], duration_ms=60_000,
+        with_payments=False, leader="south", intents=[(40_000, Intents(drains=(order,)))],
+    )  # fmt: skip
+    ticks = list(world.ticks())
+    before = next(t for t in ticks if t.at_ms == 39_500).step
+    assert before.state.memory.regions["east"].phase is Phase.SUSPECT
+    assert dict(before.plan.routes[0].weights)["east"] == 0
+    told = " ".join(s.detail for s in explain(topology, before.state, before.plan, "alipay"))
+    assert "held: 0 failovers within the hour, max_failovers_per_h allows 0" in told
+    assert said(ticks, "region_failed") == [40_000]

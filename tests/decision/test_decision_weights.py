@@ -1,11 +1,17 @@
 """Weights: every rule on its own, and what holds for all of them together."""
 
+import gc
+from dataclasses import FrozenInstanceError, fields, replace
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.decision.smoothing import approach, round_columns
 from controlplane.decision.weights import Load, target
+from controlplane.model.plan import Route, route
+from controlplane.runtime.tick import uncollected
 from controlplane.simulation.demo import demo_topology
 
 LOAD = Load.of(demo_topology())
@@ -109,3 +115,30 @@ def test_movement_is_bounded_and_arrives(start, end, jump):
         assert jump or np.abs(after - current).max() <= 250
         current = after
     assert np.abs(current - goal).max() < 50
+
+
+def test_the_quick_way_to_make_a_route_makes_the_same_route():
+    """`route` sets every field of a `Route`; a field that is added to one and not to the other shows
+    here."""
+    made = route("alipay", (("east", 7000), ("north", 3000)), 12, ("ramp",))
+    assert made == Route(
+        channel="alipay", weights=(("east", 7000), ("north", 3000)), shed_bp=12, reasons=("ramp",)
+    )
+    assert replace(made) == made
+    assert {field.name for field in fields(Route)} == {"channel", "weights", "shed_bp", "reasons"}
+    with pytest.raises(FrozenInstanceError):
+        made.shed_bp = 1
+
+
+def test_the_collector_is_back_after_a_decision():
+    """It is off within, on after, also when the decision raised, and left alone where it was off."""
+    with pytest.raises(ZeroDivisionError), uncollected():
+        1 / gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -29,7 +29,6 @@ from controlplane.model.audit import check
 from controlplane.model.errors import Alarm
 from controlplane.model.evidence import CellCounters, Evidence, Gains, Outcomes, RegionEvidence
 from controlplane.model.intents import NO_INTENTS, Drain, Freeze, Intents, Override
-from controlplane.model.topology import Policy
 from controlplane.simulation.demo import demo_topology
 from controlplane.simulation.faults import Fault, Noise
 from controlplane.simulation.run import Simulation
@@ -346,12 +345,18 @@ def an_outage_that_is_over_is_no_brown_out():
 
 
 def failures_an_hour_are_bounded():
-    """Six regions left within the hour: a seventh whose weight has not left is not failed."""
-    log = [(1000 * i, f"r{i}") for i in range(6)]
-    left = removals.Removals(
-        policy=Policy(), now_ms=3_000_000, count=20, log=log, serving={"a", "b"}
-    )
-    return bool(left.refusal_to_fail("a", moved=False))
+    """East may be failed once an hour: the second time its weight leaves and it is not fenced."""
+    faults = [
+        Fault(kind="crash", region="east", start_ms=10_000, end_ms=20_000),
+        Fault(kind="crash", region="east", start_ms=200_000),
+    ]
+    once = policy(max_failovers_per_h=1)
+    result = Simulation(
+        once, faults, duration_ms=240_000, with_payments=False, leader="south"
+    ).run()
+    assert len(result.moved["east"]) == 2
+    assert result.weights[-1][1][0] == 0
+    return len(result.failed["east"]) == 1
 
 
 def suspicion_waits_before_it_fences():

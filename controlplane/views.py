@@ -32,7 +32,12 @@ from controlplane.model.load import load_bp, utilisation_bp
 from controlplane.model.plan import RuleStep
 from controlplane.model.topology import Region, Topology
 from controlplane.runtime.board import PlanBoard
-from controlplane.runtime.book import DigestBook, converged_epoch, live_subscribers
+from controlplane.runtime.book import (
+    DigestBook,
+    converged_epoch,
+    live_subscribers,
+    silent_subscribers,
+)
 from controlplane.runtime.journal import Journal
 from controlplane.runtime.leadership import Elector
 from controlplane.runtime.local import LocalOverrides
@@ -89,6 +94,7 @@ class Views:
             served=lambda: self.local.served,
             entries=lambda: self.book.entries(self.clock.monotonic_ms()),
             subscribers=self.live,
+            silent=self.silent,
             leader=self.leader,
             evidence=lambda: self.loop.evidence,
             votes=self.votes,
@@ -103,6 +109,10 @@ class Views:
     def live(self) -> Sequence[Subscriber]:
         """Return the live subscribers of all replicas."""
         return live_subscribers(self.book.entries(self.clock.monotonic_ms()))
+
+    def silent(self) -> Sequence[Subscriber]:
+        """Return the subscribers of all replicas that fell silent while they were behind."""
+        return silent_subscribers(self.book.entries(self.clock.monotonic_ms()), self.board.epoch)
 
     def converged(self) -> Epoch:
         """Return the epoch that every live subscriber has applied."""

@@ -88,6 +88,8 @@ class Reads:
     """What subscribers follow: the plan, or a local override of it."""
     entries: Callable[[], Sequence[tuple[Digest, int]]]
     subscribers: Callable[[], Sequence[Subscriber]]
+    silent: Callable[[], Sequence[Subscriber]]
+    """Who was behind when last heard of, and is not live any more."""
     leader: Callable[[], LeaderView]
     evidence: Callable[[], Evidence | None]
     votes: Callable[[RegionName], Awaitable[Sequence[VoteView]]]
@@ -147,6 +149,7 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
             replicas=self._replicas(leader),
             laggards=[encode_subscriber(s) for s in lagging[:LAGGARDS_MAX]],
             subscribers=len(subscribers),
+            silent=[encode_subscriber(s) for s in reads.silent()[:LAGGARDS_MAX]],
             version=__version__,
             alarms=reads.alarms(),
         )

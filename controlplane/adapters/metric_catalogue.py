@@ -234,10 +234,15 @@ CATALOGUE: Final[tuple[Spec, ...]] = (
         "channel",
     ),
     # subscribers
-    _gauge("weir_subscribers", "Open plan subscriptions at this replica.", "kind"),
+    _gauge(
+        "weir_subscribers",
+        "Plan subscriptions at this replica; data planes that left in the last minute included.",
+        "kind",
+    ),
     _gauge(
         "weir_subscriber_epoch_lag",
-        "Epochs that the furthest behind of this replica's live subscribers lacks.",
+        "Epochs that the furthest behind of this replica's subscribers lacks, whether it answers or"
+        " hangs; data planes that left in the last minute included.",
         "kind",
     ),
     _counter("weir_xds_nacks", "xDS resources refused by a data plane.", "type"),

@@ -15,8 +15,9 @@ Rules
 - A subscriber that does not take a message within `write_timeout_ms` is dropped with a reason. One
   timer watches all writes: a timer for each would cost as much as the protocol does.
 
-Failure modes. A half-open connection is noticed by the server's keep-alive (`ADS_SERVER_OPTIONS`);
-until then its subscriber counts as live, with an age that grows as soon as a push is unanswered.
+Failure modes. A data plane that vanished or hangs is noticed by the server's keep-alive within 4 s
+(`ADS_SERVER_OPTIONS`); its age grows from the first push it does not answer, before and after. What
+it has applied is what it acknowledged: it is never taken for converged (`runtime.book`).
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ ADS_SERVER_OPTIONS: Final = (
     # data planes ping to notice a hung replica; the defaults would answer with too_many_pings
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 250),
     ("grpc.keepalive_permit_without_calls", 1),
-    # and the replica pings to notice a data plane that vanished
+    # and the replica pings to notice a data plane that vanished, or hangs with its connection open;
+    # the latter by ping_timeout alone (its default is 60 s): the kernel still answers for it
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 2000),
     ("grpc.http2.ping_timeout_ms", 2000),  # what gRPC really waits for the answer; default 60 s

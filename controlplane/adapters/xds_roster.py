@@ -3,8 +3,9 @@
 Rules
 - Only a stream that was sent endpoints is a subscriber: nothing else can lag behind a plan.
 - Several streams of one name are one subscriber, as far as the slowest of them.
-- Who left is remembered for `remember_ms`, with an age that counts from then: it may still carry
-  payments by its last plan (it fails open), and nobody here can know.
+- Who left is remembered for `remember_ms`, with an age that counts from then, or from the push that
+  it owed an answer to: it may still carry payments by its last plan (it fails open), and nobody
+  here can know.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Roster:
             if now_ms - left_ms > self._remember_ms:
                 del self._departed[name]
             else:
-                found[name] = replace(subscriber, age_ms=now_ms - left_ms)
+                found[name] = replace(subscriber, age_ms=subscriber.age_ms + now_ms - left_ms)
         live: dict[str, Subscriber] = {}
         for session in self.sessions:
             if session.machine.routes_traffic:

@@ -136,12 +136,14 @@ def _regions(regions: Any) -> Iterator[Finding]:
 
 def _subscribers(status: Any) -> Iterator[Finding]:
     late = [s.subscriber for s in status.laggards]
+    silent = [s.subscriber for s in status.silent]
     yield Finding(
         check="data planes",
-        result="warning" if late else "ok",
+        result="warning" if late or silent else "ok",
         seen=f"{status.subscribers} live, {len(late)} behind epoch {status.plan_epoch}"
-        + (f": {', '.join(late[:5])}" if late else ""),
-        remedy="docs/runbooks/EpochDivergence.md" if late else "",
+        + (f": {', '.join(late[:5])}" if late else "")
+        + (f"; behind when last heard of: {', '.join(silent[:5])}" if silent else ""),
+        remedy="docs/runbooks/EpochDivergence.md" if late or silent else "",
     )
 
 

@@ -74,10 +74,12 @@ def status(options: Options) -> None:
     _shares_table(answer.plan.routes)
     say()
     if answer.laggards:
-        names = ", ".join(f"{s.subscriber} (at {s.applied_epoch})" for s in answer.laggards)
-        say(Styled(f"not yet applied by {names}", "yellow"))
+        say(Styled(f"not yet applied by {', '.join(map(_behind, answer.laggards))}", "yellow"))
     else:
         say(Styled(f"applied by all {answer.subscribers} live subscribers", "dim"))
+    if answer.silent:
+        names = ", ".join(map(_behind, answer.silent))
+        say(Styled(f"not heard of, and behind when last seen: {names}", "yellow"))
     for line in _replicas_amiss(answer):
         say(Styled(line, "yellow"))
 
@@ -90,6 +92,16 @@ def _replicas_amiss(answer: Any) -> Iterable[str]:
     old = [r for r in answer.replicas if r not in silent and r.plan_epoch < answer.plan_epoch]
     if old:
         yield "older plan at " + ", ".join(f"{r.id} (epoch {r.plan_epoch})" for r in old)
+
+
+def _behind(subscriber: Any) -> str:
+    """Name a subscriber that has not applied the plan, with what it has and why."""
+    words = [f"at {subscriber.applied_epoch}"]
+    if subscriber.error:
+        words.append(f"refuses {subscriber.error}")
+    elif subscriber.age_ms > 0:
+        words.append(f"silent for {age(subscriber.age_ms)}")
+    return f"{subscriber.subscriber} ({', '.join(words)})"
 
 
 def _failover_line(failover: pb.Failover) -> Styled:

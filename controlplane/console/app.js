@@ -104,13 +104,19 @@ function headline() {
   if (mark.getAttribute("href") !== file) mark.setAttribute("href", file);
 }
 
+function subscribers(status) {
+  const behind = status.laggards.length ? `, ${status.laggards.length} behind` : "";
+  const silent = status.silent.length ? `, ${status.silent.length} not heard of` : "";
+  return `${status.subscribers}${behind}${silent}`;
+}
+
 function controlPlane(status) {
   say(byId("cluster"), status.cluster);
   const rows = [
     ["Leader", status.leader || "none known", status.leader ? "" : "alarm"],
     ["Term", status.term || "–", ""],
     ["Epoch", status.plan_epoch, ""],
-    ["Subscribers", status.laggards.length ? `${status.subscribers}, ${status.laggards.length} behind` : status.subscribers, status.laggards.length ? "alarm" : ""],
+    ["Subscribers", subscribers(status), status.laggards.length || status.silent.length ? "alarm" : ""],
     ["Answering", status.replica, ""],
   ];
   show(byId("facts"), rows, () => rows.map(([name, value, tone]) =>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from controlplane.model.epochs import believable
@@ -13,7 +14,10 @@ FORGET_MS: Final = 600_000
 """A replica unheard of for ten minutes is forgotten."""
 
 STALE_SUBSCRIBER_MS: Final = 5_000
-"""A subscriber with no sign of life for this long counts as stopped, not as lagging."""
+"""A subscriber with no sign of life for this long is not live: nobody waits for it any more."""
+
+SILENT_MS: Final = 60_000
+"""How long the subscribers of a replica that is not heard of are still named as silent."""
 
 MAX_REPLICAS: Final = 64
 """More replicas than this are refused: each costs one stream and one digest a tick."""
@@ -69,6 +73,30 @@ def live_subscribers(entries: Iterable[tuple[Digest, int]]) -> list[Subscriber]:
             if known is None or known.applied_epoch < subscriber.applied_epoch:
                 best[key] = subscriber
     return [best[key] for key in sorted(best)]
+
+
+def silent_subscribers(entries: Iterable[tuple[Digest, int]], current: Epoch) -> list[Subscriber]:
+    """Return subscribers that nobody has heard of for a while and that were behind `current` then:
+    hung, gone, or cut off. `age_ms` is the time since their last sign of life.
+
+    That they have applied it, or have stopped, is known to nobody; only a channel that fails closed
+    has surely stopped. One that is live at another replica is not silent. A replica tells of those
+    that left it for a minute, of those whose stream is open for as long as it is.
+    """
+    kept = list(entries)
+    live = {(s.kind, s.name) for s in live_subscribers(kept)}
+    best: dict[tuple[str, str], Subscriber] = {}
+    for digest, age_ms in kept:
+        if age_ms > SILENT_MS:
+            continue
+        for subscriber in digest.subscribers:
+            key, silent_ms = (subscriber.kind, subscriber.name), subscriber.age_ms + age_ms
+            if key in live:
+                continue
+            known = best.get(key)
+            if known is None or known.applied_epoch < subscriber.applied_epoch:
+                best[key] = replace(subscriber, age_ms=silent_ms)
+    return [best[key] for key in sorted(best) if best[key].applied_epoch < current]
 
 
 def converged_epoch(subscribers: Iterable[Subscriber], current: Epoch) -> Epoch:

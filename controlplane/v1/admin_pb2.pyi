@@ -83,6 +83,7 @@ class GetStatusResponse(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     ALARMS_FIELD_NUMBER: _builtins.int
     LOAD_BP_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     """Name of the cluster."""
     replica: _builtins.str
@@ -119,7 +120,7 @@ class GetStatusResponse(_message.Message):
 
     @_builtins.property
     def laggards(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.SubscriberState]:
-        """Subscribers that have not applied the current epoch, at most 50."""
+        """Live subscribers that have not applied the current epoch, at most 50."""
 
     @_builtins.property
     def failover(self) -> Global___Failover:
@@ -136,6 +137,12 @@ class GetStatusResponse(_message.Message):
     @_builtins.property
     def load_bp(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Share of the whole load that the plan sends to each region, in basis points: channels weigh by their demand."""
+
+    @_builtins.property
+    def silent(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.SubscriberState]:
+        """Subscribers that were behind the current epoch when last heard of, over 5 s ago, at most 50: hung, gone, or cut off.
+        Nobody waits for them. One that hangs sends nothing; one that is cut off and fails open may still send by its old plan.
+        """
 
     def __init__(
         self,
@@ -160,10 +167,11 @@ class GetStatusResponse(_message.Message):
         plan: _common_pb2.Plan | None = ...,
         alarms: _abc.Iterable[_builtins.str] | None = ...,
         load_bp: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        silent: _abc.Iterable[_common_pb2.SubscriberState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["committed_at", b"committed_at", "failover", b"failover", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "cluster", b"cluster", "committed_at", b"committed_at", "coordinated", b"coordinated", "failover", b"failover", "frozen", b"frozen", "heartbeat_age_ms", b"heartbeat_age_ms", "laggards", b"laggards", "leader", b"leader", "leader_region", b"leader_region", "load_bp", b"load_bp", "panic", b"panic", "plan", b"plan", "plan_epoch", b"plan_epoch", "region", b"region", "replica", b"replica", "replicas", b"replicas", "subscribers", b"subscribers", "term", b"term", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "cluster", b"cluster", "committed_at", b"committed_at", "coordinated", b"coordinated", "failover", b"failover", "frozen", b"frozen", "heartbeat_age_ms", b"heartbeat_age_ms", "laggards", b"laggards", "leader", b"leader", "leader_region", b"leader_region", "load_bp", b"load_bp", "panic", b"panic", "plan", b"plan", "plan_epoch", b"plan_epoch", "region", b"region", "replica", b"replica", "replicas", b"replicas", "silent", b"silent", "subscribers", b"subscribers", "term", b"term", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -384,7 +384,7 @@ class SubscriberState(_message.Message):
     applied_epoch: _builtins.int
     """Epoch it acknowledged; 0 when none."""
     age_ms: _builtins.int
-    """Age of its last sign of life when the digest was built, in ms."""
+    """Time since its last sign of life, in ms; of a data plane since the push that it has not answered, or since it left."""
     error: _builtins.str
     """Why it refused what it was sent last (a NACK), in its own words; empty when it did not."""
     def __init__(

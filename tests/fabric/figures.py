@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ def figures(lab: Lab, scenario: Scenario, number: int, t0_ms: int, payments: lis
     put["double_charges"] = len(double_charges(sorted(lab.layout.ledgers.glob("*.jsonl"))))
     if scenario.victim:
         _weights(lab, scenario, t0_ms, run)
-        put["switches"] = switches(after, scenario.victim)
+        put["switches"] = switches(after, scenario.victim, until_ms=last_due_ms(payments))
         put["plan_switches"] = plan_switches(lab.recorder.of(ENVOY), scenario.victim)
         put["leaked"] = _leaked(lab, scenario, run)
     run.faults += violations(lab.recorder.seen)
@@ -157,11 +158,13 @@ def _mark(run: Run, name: str, at_ms: float | None) -> None:
         run.marks[name] = at_ms
 
 
-def switches(payments: Sequence[Payment], victim: str) -> int:
+def switches(payments: Sequence[Payment], victim: str, *, until_ms: float = math.inf) -> int:
     """Count how often traffic moved away from, or back to, the victim, in bins of half a second.
 
     A bin belongs to the victim when a payment that started in it was sent there: answered by it,
-    or answered by nobody. A payment that was sent nowhere failed, but moved no traffic.
+    or answered by nobody. A payment that was sent nowhere failed, but moved no traffic. A bin that
+    the end of the watch (`until_ms`) cuts off is left out: its one or two payments may all have gone
+    elsewhere by the weights.
     """
     bins: dict[int, bool] = {}
     for payment in payments:
@@ -170,8 +173,13 @@ def switches(payments: Sequence[Payment], victim: str) -> int:
         to_victim = payment.region == victim or payment.unanswered
         number = payment.due_ms // BIN_MS
         bins[number] = bins.get(number, False) or to_victim
-    states = [bins[number] for number in sorted(bins)]
+    states = [bins[number] for number in sorted(bins) if (number + 1) * BIN_MS <= until_ms]
     return sum(a != b for a, b in itertools.pairwise(states))
+
+
+def last_due_ms(payments: Iterable[Payment]) -> int:
+    """Return when the last payment was due: until then the watch saw everything."""
+    return max((p.due_ms for p in payments), default=0)
 
 
 def plan_switches(applied: Iterable[Seen], victim: str) -> int:

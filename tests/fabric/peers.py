@@ -22,7 +22,7 @@ from controlplane.dev.process import find_binary
 from controlplane.model.dataplane import ChannelTraffic, Reaction
 from controlplane.model.ids import ChannelName
 from tests.fabric import places
-from tests.fabric.figures import Run, read_payments, slow, switches
+from tests.fabric.figures import Run, last_due_ms, read_payments, slow, switches
 from tests.fabric.lab import Lab, paying
 from tests.fabric.network import SHOP
 from tests.fabric.scenarios import EAST, hang, kill
@@ -254,7 +254,7 @@ async def one(lab: Lab, peer: Peer, fault: str, number: int, rate: float) -> Run
         "failed": len(failed),
         "slow": slow(after),
         "outage_ms": max((p.due_ms for p in failed if p.due_ms > 0), default=0),
-        "switches": switches(after, EAST),
+        "switches": switches(after, EAST, until_ms=last_due_ms(payments)),
         "double_charges": len(double_charges(sorted(layout.ledgers.glob("*.jsonl")))),
     }
     return run

@@ -13,6 +13,7 @@ from tests.fabric.dns_payer import first_address, question
 from tests.fabric.figures import (
     Payment,
     Run,
+    last_due_ms,
     plan_switches,
     read_payments,
     slow,
@@ -45,6 +46,16 @@ def test_flapping_back_and_forth_is_counted_both_ways() -> None:
     """Every move away and every move back counts."""
     run = [paid(t, EAST if (t // 1000) % 2 == 0 else NORTH) for t in range(0, 6000, 100)]
     assert switches(run, EAST) == 5
+
+
+def test_a_bin_that_the_end_cuts_off_is_no_switch() -> None:
+    """The one payment of the last, unfinished bin went north by the weights: that is no third switch.
+    A whole bin without the victim is one, the last included."""
+    run = [paid(t, EAST if t < 500 or t >= 1000 else NORTH) for t in range(0, 2000, 50)]
+    cut = [*run, paid(2000, NORTH), paid(2050, NORTH)]
+    assert switches(cut, EAST, until_ms=last_due_ms(cut)) == 2
+    whole = run + [paid(t, NORTH) for t in range(2000, 2550, 50)]
+    assert switches(whole, EAST, until_ms=last_due_ms(whole)) == 3
 
 
 def test_a_payment_that_was_sent_nowhere_moves_no_traffic(tmp_path: Path) -> None:

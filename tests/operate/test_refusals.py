@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import grpc
@@ -16,11 +17,13 @@ from controlplane.adapters.xds_stream import Peer
 from controlplane.model.errors import InvalidInputError
 from controlplane.model.evidence import Digest, Subscriber, plain_text
 from controlplane.model.ids import Epoch, RegionName, ReplicaId
+from controlplane.runtime.book import silent_subscribers
 from controlplane.runtime.refusals import EVENTS_PER_TICK, Refusals
 from controlplane.runtime.subscribers import SubscriberRegistry
 from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import routing_pb2, routing_pb2_grpc
 from tests.operate.lab import Lab
+from tests.operate.test_cli import weir
 
 
 def travels(*subscribers: Subscriber) -> Digest:
@@ -65,6 +68,34 @@ def test_a_refusal_is_told_once_and_a_storm_is_a_number() -> None:
     assert len(refusals.new([other])) == 1
 
 
+def test_silent_is_who_was_behind_and_is_live_nowhere() -> None:
+    """Not who had applied the plan, and not who went to another replica; those of a replica that died
+    are named for a minute, one that hangs with its stream open for as long as it does."""
+
+    def told(*entries: tuple[int, int, dict[str, tuple[int, int]]]) -> dict[str, int]:
+        digests = [
+            (
+                Digest(
+                    replica=ReplicaId(f"r-{number}"), region=RegionName("east"), boot=1, seq=1,
+                    subscribers=tuple(
+                        Subscriber(name=name, kind="envoy", applied_epoch=Epoch(epoch), age_ms=age)
+                        for name, (epoch, age) in subscribers.items()
+                    ),
+                ),
+                age_ms,
+            )
+            for number, age_ms, subscribers in entries
+        ]  # fmt: skip
+        return {s.name: s.age_ms for s in silent_subscribers(digests, Epoch(5))}
+
+    assert told((1, 0, {"done": (5, 9000), "hung": (4, 90_000), "slow": (4, 3000)})) == {
+        "hung": 90_000
+    }
+    assert told((1, 0, {"moved": (4, 9000)}), (2, 100, {"moved": (5, 0)})) == {}
+    assert told((1, 9000, {"orphan": (4, 0)})) == {"orphan": 9000}
+    assert told((1, 61_000, {"orphan": (4, 0)})) == {}
+
+
 async def test_a_refusal_at_one_replica_is_seen_at_every_other(lab: Lab) -> None:
     """A sidecar that refuses the plan at south's replica is an alarm, a laggard and an event at
     east's; once it has applied a plan it is none of them."""
@@ -94,6 +125,31 @@ async def test_a_refusal_at_one_replica_is_seen_at_every_other(lab: Lab) -> None
         await _until(east, lambda status: not status.alarms)
         watching.cancel()
     assert Epoch(plan.epoch) > 0
+
+
+async def test_who_hangs_is_named_at_every_replica_and_never_counted_as_having_applied(
+    lab: Lab,
+) -> None:
+    """A sidecar that takes the plan at south's replica and says nothing is a laggard at east's, and
+    after five seconds silent there, with its epoch; a word from it, and it is neither."""
+    async with lab.channel("south") as south, lab.admin("east") as east:
+        stub = routing_pb2_grpc.RoutingServiceStub(south)
+        watching = stub.WatchPlan(routing_pb2.WatchPlanRequest(subscriber="hung", region="south"))
+        plan = await watching.read()
+
+        def named(found: Any) -> list[tuple[str, int]]:
+            return [(s.subscriber, s.applied_epoch) for s in found if s.subscriber == "hung"]
+
+        await _until(east, lambda status: named(status.laggards) == [("hung", 0)])
+        await _until(east, lambda status: named(status.silent) == [("hung", 0)])
+        assert not named((await east.GetStatus(pb.GetStatusRequest())).laggards)
+        shown = (await weir(lab, "status")).stdout
+        assert "not heard of, and behind when last seen: " in shown
+        assert re.search(r"hung \(at 0, silent for \d+\.\d s\)", shown)
+        assert "behind when last heard of: hung" in (await weir(lab, "doctor")).stdout
+        await stub.AckPlan(routing_pb2.AckPlanRequest(subscriber="hung", epoch=plan.epoch))
+        await _until(east, lambda s: not named(s.silent) and not named(s.laggards))
+        watching.cancel()
 
 
 async def _until(stub: Any, condition: Any) -> None:

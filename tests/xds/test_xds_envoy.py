@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from controlplane.clock import SystemClock
 from controlplane.dev.process import Child, free_ports
 from controlplane.dev.servers import tcp_answers
 from controlplane.model.dataplane import ChannelTraffic, DataPlane, Retry
-from controlplane.model.ids import ChannelName
+from controlplane.model.evidence import Digest, Subscriber
+from controlplane.model.ids import ChannelName, Epoch, RegionName, ReplicaId
+from controlplane.runtime.book import DigestBook, live_subscribers, silent_subscribers
 from tests.xds.lab import REGIONS, UNHURRIED, Envoy, Lab, eventually, plan, plan_of
 
 EAST = {"east": 10_000, "north": 0, "south": 0}
@@ -428,3 +432,36 @@ async def test_readiness_does_not_lie(lab: Lab, http: aiohttp.ClientSession) -> 
     lab.ads.publish(Snapshot.build(plan(1, EAST), lab.dataplane()))
     await envoy.ready(http)
     assert set(REGIONS) == set(lab.gateways)
+
+
+async def test_a_hung_envoy_is_never_taken_for_one_that_has_applied(
+    lab: Lab, http: aiohttp.ClientSession
+) -> None:
+    """SIGSTOP: first a laggard with its age, then, no longer waited for, named as silent with the
+    epoch it had, also after the server has given its connection up; awake, it applies the plan."""
+    envoy = await start(lab, http, EAST)
+    book = DigestBook()
+
+    def told(of: Callable[[list[tuple[Digest, int]]], list[Subscriber]]) -> dict[str, int]:
+        digest = Digest(
+            replica=ReplicaId("east-0"), region=RegionName("east"), boot=1, seq=next(numbers),
+            subscribers=lab.ads.subscribers(),
+        )  # fmt: skip
+        book.put(digest, 0)
+        return {s.name: int(s.applied_epoch) for s in of(book.entries(0))}
+
+    def silent() -> dict[str, int]:
+        return told(lambda entries: silent_subscribers(entries, Epoch(2)))
+
+    numbers = itertools.count(1)
+    envoy.child.pause()
+    lab.ads.publish(Snapshot.build(plan(2, NORTH), lab.dataplane()))
+    assert (told(live_subscribers), silent()) == ({envoy.name: 1}, {})
+    await eventually(lambda: silent() == {envoy.name: 1}, "named as silent")
+    assert told(live_subscribers) == {}
+    await eventually(lambda: not lab.ads._sessions, "its connection is given up")
+    assert silent() == {envoy.name: 1}
+    envoy.child.resume()
+    await applied(lab, 2)
+    assert (told(live_subscribers), silent()) == ({envoy.name: 2}, {})
+    await region_becomes(envoy, http, "north")

@@ -77,7 +77,7 @@ def test_several_streams_of_one_name_are_as_far_as_the_slowest() -> None:
 
 
 def test_who_left_is_remembered_and_counts_no_more_when_it_is_back() -> None:
-    """A departed subscriber ages from when it left; a new stream of its name replaces it; nobody is
+    """A departed subscriber ages from when it left, or from what it owed an answer to; a new stream of its name replaces it; nobody is
     remembered for longer than asked, and only so many are."""
     made = roster(session("a"), session("idle", routes_traffic=False))
     for left in list(made.sessions):
@@ -86,6 +86,12 @@ def test_who_left_is_remembered_and_counts_no_more_when_it_is_back() -> None:
     made.sessions.add(session("a", 2))
     assert [(s.applied_epoch, s.age_ms) for s in made.subscribers(31_000)] == [(2, 0)]
     made.sessions.clear()
+    hung = session("hung")
+    hung.waiting_since_ms = 30_000
+    made.leave(hung, 33_000)
+    assert {s.name: s.age_ms for s in made.subscribers(36_000)} == {"a": 35_000, "hung": 6000}
+    made = roster(session("a"))
+    made.leave(next(iter(made.sessions)), 1000)
     assert made.subscribers(61_001) == ()
     for number in range(REMEMBERED_MAX + 5):
         made.leave(session(f"n{number}"), 70_000)

@@ -22,7 +22,7 @@ from controlplane.adapters.redis_sync import BlockingRedis, PooledRedis
 from controlplane.clock import Clock, SystemClock
 from controlplane.locks import codec
 from controlplane.locks.errors import LineageError, LockHeldError, LockLostError
-from controlplane.locks.grant import Grant, Limits, check_name, check_owner
+from controlplane.locks.grant import Grant, Limits, check_name, check_owner, new_request
 from controlplane.locks.scripts import load
 from controlplane.locks.token import Token
 from controlplane.model.errors import InvalidInputError, RefusedError, UnavailableError, WeirError
@@ -74,7 +74,7 @@ class DirectLocks:
         self.limits.check_ttl(ttl_ms)
         self.limits.check_wait(wait_ms)
         ask = codec.Ask(
-            name=name, owner=owner, request=request or uuid.uuid4().hex, ttl_ms=ttl_ms,
+            name=name, owner=owner, request=request or new_request(), ttl_ms=ttl_ms,
             wait=wait_ms > 0, shared=shared, reentrant=reentrant,
         )  # fmt: skip
         try:
@@ -99,7 +99,7 @@ class DirectLocks:
         with self._lend() as link:
             reply = self._run(
                 link, "release", grant.name, self._floor, grant.owner, token.epoch, token.counter,
-                uuid.uuid4().hex, int(whole),
+                codec.WHOLE if whole else new_request(), int(whole),
             )  # fmt: skip
         if reply[0] == b"gone":
             return None

@@ -23,6 +23,7 @@ from controlplane.adapters.lock_wire import (
 from controlplane.clock import Clock, SystemClock
 from controlplane.locks.errors import LockLostError
 from controlplane.locks.grant import Grant, Mode
+from controlplane.locks.tenure import Tenure
 from controlplane.model.errors import UnavailableError, WeirError
 from controlplane.v1 import lock_pb2_grpc
 
@@ -63,10 +64,22 @@ class SyncLockClient:
                 self.release(grant, whole=not reentrant)
             raise
 
-    def renew(self, grant: Grant, *, ttl_ms: int | None = None, mode: Mode | None = None) -> Grant:
-        """Renew; LockLostError when the token does not hold the lock any more."""
+    def renew(
+        self,
+        grant: Grant,
+        *,
+        ttl_ms: int | None = None,
+        mode: Mode | None = None,
+        timeout_ms: int | None = None,
+    ) -> Grant:
+        """Renew; LockLostError when the token does not hold the lock any more.
+
+        `timeout_ms` bounds all replicas together.
+        """
         ask = renew_request(grant.name, grant.owner, grant.token, ttl_ms or grant.ttl_ms, mode)
-        answer, sent = self._call("Renew", ask, grant.name, renew_timeout_ms(ask.ttl_ms))
+        answer, sent = self._call(
+            "Renew", ask, grant.name, renew_timeout_ms(ask.ttl_ms), timeout_ms
+        )
         fresh = grant_of(answer, ask, sent)
         return replace(
             grant, deadline_ms=fresh.deadline_ms, ttl_ms=ask.ttl_ms, verified=fresh.verified
@@ -89,18 +102,20 @@ class SyncLockClient:
         mode: Mode | None = None,
         shared: bool = False,
         reentrant: bool = False,
+        margin_ms: int | None = None,
         on_lost: Callable[[LockLostError], None] | None = None,
     ) -> Iterator[SyncHeld]:
         """Hold for the body, renewed by a thread.
 
-        A thread cannot be cancelled: call `check()` before each effect, or be told by `on_lost`
-        (on the renewing thread) a tenth of the TTL before the time is over.
+        A thread cannot be cancelled: call `check()` before each effect, or be told by `on_lost` (on
+        the renewing thread) `margin_ms` before the time is over, by default a tenth of the TTL.
         """
         grant = self.acquire(
             name, owner=owner or str(uuid.uuid4()), ttl_ms=ttl_ms, wait_ms=wait_ms, mode=mode,
             shared=shared, reentrant=reentrant,
         )  # fmt: skip
-        held = SyncHeld(self, grant, mode, on_lost)
+        tenure = Tenure(grant, ttl_ms // 10 if margin_ms is None else margin_ms)
+        held = SyncHeld(self, tenure, mode, on_lost)
         held.start()
         try:
             yield held
@@ -136,11 +151,18 @@ class SyncLockClient:
                 )
             yield held
 
-    def _call(self, method: str, ask: Any, name: str, timeout_ms: int) -> tuple[Any, int]:
+    def _call(
+        self, method: str, ask: Any, name: str, timeout_ms: int, whole_ms: int | None = None
+    ) -> tuple[Any, int]:
         last, count, first = UnavailableError("no replica was named"), len(self._stubs), self._at
+        began = self.clock.monotonic_ms()
         for turn in range(count):
             at = (first + turn) % count
             stub, sent = self._stubs[at], self.clock.monotonic_ms()
+            if whole_ms is not None:
+                timeout_ms = min(timeout_ms, began + whole_ms - sent)
+                if timeout_ms <= 0:
+                    break
             try:
                 answer = getattr(stub, method)(ask, timeout=timeout_ms / 1000)
             except grpc.RpcError as error:
@@ -160,18 +182,24 @@ class SyncHeld:
     def __init__(
         self,
         client: SyncLockClient,
-        grant: Grant,
+        tenure: Tenure,
         mode: Mode | None,
         on_lost: Callable[[LockLostError], None] | None,
     ) -> None:
         self._client = client
+        self._tenure = tenure
         self._mode = mode
         self._on_lost = on_lost
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name=f"lock-{grant.name}", daemon=True)
-        self.grant = grant
+        name = f"lock-{tenure.grant.name}"
+        self._thread = threading.Thread(target=self._keep, name=name, daemon=True)
         self.lost = threading.Event()
         """Set when one may not act any more."""
+
+    @property
+    def grant(self) -> Grant:
+        """The grant, as renewed last."""
+        return self._tenure.grant
 
     @property
     def token(self) -> int:
@@ -179,15 +207,14 @@ class SyncHeld:
         return self.grant.token.value
 
     def remaining_ms(self) -> int:
-        """How long one may still act."""
-        margin = self.grant.ttl_ms // 10
-        return max(0, self.grant.deadline_ms - margin - self._client.clock.monotonic_ms())
+        """How long one may still act; 0 when not at all."""
+        return self._tenure.remaining_ms(self._client.clock.monotonic_ms())
 
     def check(self) -> None:
         """Raise LockLostError when one may not act any more."""
-        if self.lost.is_set() or not self.remaining_ms():
+        if self._tenure.over(self._client.clock.monotonic_ms()):
             self.lost.set()
-            raise LockLostError(self.grant.name, "its time is over")
+            raise self._tenure.error()
 
     def start(self) -> None:
         """Begin renewing."""
@@ -199,23 +226,18 @@ class SyncHeld:
         self._thread.join()
 
     def _keep(self) -> None:
-        why = "it could not be renewed in time"
-        while not self._stop.wait(self._pause_s()):
-            if not self.remaining_ms():
-                break
+        clock, tenure = self._client.clock, self._tenure
+        while not tenure.over(clock.monotonic_ms()):
+            if self._stop.wait(tenure.pause_ms(clock.monotonic_ms()) / 1000):
+                return
+            if not (left := self.remaining_ms()):
+                continue
             try:
-                self.grant = self._client.renew(self.grant, mode=self._mode)
-            except UnavailableError as error:
-                why = f"it could not be renewed in time: {error}"
+                fresh = self._client.renew(tenure.grant, mode=self._mode, timeout_ms=left)
             except WeirError as error:
-                why = str(error)
-                break
-        if not self._stop.is_set():
-            self.lost.set()
-            if self._on_lost:
-                self._on_lost(LockLostError(self.grant.name, why))
-
-    def _pause_s(self) -> float:
-        left = self.grant.deadline_ms - self._client.clock.monotonic_ms()
-        due = left - self.grant.ttl_ms * 2 // 3
-        return max(min(due, self.remaining_ms()), min(50, self.grant.ttl_ms // 10)) / 1000
+                tenure.failed(error)
+            else:
+                tenure.renewed(fresh)
+        self.lost.set()
+        if self._on_lost and not self._stop.is_set():
+            self._on_lost(tenure.error())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any, Final
 
 import grpc
@@ -10,7 +9,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from controlplane.locks.errors import LockHeldError, LockLostError
-from controlplane.locks.grant import Grant, Mode
+from controlplane.locks.grant import Grant, Mode, new_request
 from controlplane.locks.token import Token
 from controlplane.model.errors import (
     InvalidInputError,
@@ -80,7 +79,7 @@ class _HeldError(LockHeldError):
 def acquire_request(name: str, fields: dict[str, Any]) -> lock_pb2.AcquireRequest:
     """Build a request to acquire; without `request` it gets an id of its own."""
     mode = fields.pop("mode")
-    request = fields.pop("request") or str(uuid.uuid4())
+    request = fields.pop("request") or new_request()
     return lock_pb2.AcquireRequest(name=name, request_id=request, mode=mode or "", **fields)
 
 
@@ -100,7 +99,7 @@ def renew_request(
     """Build a request to renew."""
     return lock_pb2.RenewRequest(
         name=name, owner=owner, token=token.value, ttl_ms=ttl_ms, mode=mode or "",
-        request_id=str(uuid.uuid4()),
+        request_id=new_request(),
     )  # fmt: skip
 
 
@@ -110,5 +109,5 @@ def release_request(
     """Build a request to release."""
     return lock_pb2.ReleaseRequest(
         name=name, owner=owner, token=token.value, one_entry=not whole,
-        request_id=request or str(uuid.uuid4()),
+        request_id=request or new_request(),
     )  # fmt: skip

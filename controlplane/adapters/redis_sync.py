@@ -11,8 +11,6 @@ import socket
 import struct
 import uuid
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final, cast
 
 import hiredis
@@ -123,35 +121,52 @@ class PooledRedis:
         self._call_timeout_ms = call_timeout_ms
         self._idle: deque[BlockingRedis] = deque()
 
-    @contextmanager
-    def lend(self) -> Iterator[BlockingRedis]:
-        """Lend a connection for the body."""
+    def lend(self) -> _Loan:
+        """Lend a connection for the body of a `with`."""
+        return _Loan(self)
+
+    def take(self) -> BlockingRedis:
+        """Take an idle connection, or a new one."""
         try:
-            link = self._idle.pop()
+            return self._idle.pop()
         except IndexError:
-            link = BlockingRedis(
-                self._address, self._channel_prefix + uuid.uuid4().hex, self._call_timeout_ms
-            )
-        try:
-            yield link
-        except TimeoutError as error:
-            link.close()
-            raise UnavailableError(f"redis {self._address}: {error}") from error
-        except UnavailableError:
-            link.close()
-            raise
-        except WeirError:  # an answer like any other
-            self._idle.append(link)
-            raise
-        except BaseException:
-            link.close()  # a reply may be outstanding
-            raise
+            channel = self._channel_prefix + uuid.uuid4().hex
+            return BlockingRedis(self._address, channel, self._call_timeout_ms)
+
+    def give(self, link: BlockingRedis) -> None:
+        """Take back one that is in order."""
         self._idle.append(link)
+
+    def timed_out(self, error: TimeoutError) -> UnavailableError:
+        """Return the error of a call that was not answered."""
+        return UnavailableError(f"redis {self._address}: {error}")
 
     def close(self) -> None:
         """Close idle connections."""
         while self._idle:
             self._idle.pop().close()
+
+
+class _Loan:
+    """One loan. A class, for a generator costs every lock two microseconds."""
+
+    __slots__ = ("_link", "_pool")
+
+    def __init__(self, pool: PooledRedis) -> None:
+        self._pool = pool
+
+    def __enter__(self) -> BlockingRedis:
+        self._link = self._pool.take()
+        return self._link
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        answered = isinstance(error, WeirError) and not isinstance(error, UnavailableError)
+        if error is None or answered:
+            self._pool.give(self._link)
+            return
+        self._link.close()  # it is broken, or a reply may be outstanding
+        if isinstance(error, TimeoutError):
+            raise self._pool.timed_out(error) from error
 
 
 def _primary(address: RedisAddress) -> tuple[str, int]:

@@ -15,6 +15,8 @@ REFUSALS: Final = frozenset({b"lost", b"stale", b"replica", b"quarantine", b"exh
 """Replies that only a new epoch, or another server, can change."""
 ALIVE_BEATS: Final = 3
 """A waiter that missed this many beats is passed over."""
+WHOLE: Final = "-"
+"""Request id of a release of all entries, which needs none: once done it is done."""
 NAMED_WAITERS: Final = 50
 """Waiters named by an inspection; the rest are counted."""
 

@@ -22,7 +22,7 @@ from controlplane.adapters.redis_sync import BlockingRedis, PooledRedis
 from controlplane.clock import Clock, SystemClock
 from controlplane.locks import codec
 from controlplane.locks.errors import LineageError, LockHeldError, LockLostError
-from controlplane.locks.grant import Grant, Limits, check_name, check_owner
+from controlplane.locks.grant import Grant, Limits, check_name, check_owner, new_request
 from controlplane.locks.scripts import load
 from controlplane.locks.token import Token
 from controlplane.model.errors import InvalidInputError, RefusedError, UnavailableError, WeirError
@@ -74,32 +74,38 @@ class DirectLocks:
         self.limits.check_ttl(ttl_ms)
         self.limits.check_wait(wait_ms)
         ask = codec.Ask(
-            name=name, owner=owner, request=request or uuid.uuid4().hex, ttl_ms=ttl_ms,
+            name=name, owner=owner, request=request or new_request(), ttl_ms=ttl_ms,
             wait=wait_ms > 0, shared=shared, reentrant=reentrant,
         )  # fmt: skip
         try:
-            with self._lend() as link:
+            with self._pool.lend() as link:
+                if self._owed:
+                    self._pay(link)
                 return self._acquire(link, ask, wait_ms)
         except UnavailableError as error:
             if self._owed and not isinstance(error.__cause__, TimeoutError):
-                with suppress(UnavailableError), self._lend():
-                    pass  # a Redis that hangs is not waited for a second time
+                with suppress(UnavailableError), self._pool.lend() as link:
+                    self._pay(link)  # a Redis that hangs is not waited for a second time
             raise
 
     def renew(self, grant: Grant, ttl_ms: int | None = None) -> Grant:
         """Extend a grant; LockLostError when it is gone, UnavailableError when that is unknown."""
         ttl_ms = ttl_ms or grant.ttl_ms
         self.limits.check_ttl(ttl_ms)
-        with self._lend() as link:
+        with self._pool.lend() as link:
+            if self._owed:
+                self._pay(link)
             return self._renew(link, grant, ttl_ms)
 
     def release(self, grant: Grant, *, whole: bool = True) -> int | None:
         """Release; returns the entries left, None when the token did not hold it any more."""
         token = grant.token
-        with self._lend() as link:
+        with self._pool.lend() as link:
+            if self._owed:
+                self._pay(link)
             reply = self._run(
                 link, "release", grant.name, self._floor, grant.owner, token.epoch, token.counter,
-                uuid.uuid4().hex, int(whole),
+                codec.WHOLE if whole else new_request(), int(whole),
             )  # fmt: skip
         if reply[0] == b"gone":
             return None
@@ -118,18 +124,15 @@ class DirectLocks:
         finally:
             self.release(grant)
 
-    @contextmanager
-    def _lend(self) -> Iterator[BlockingRedis]:
-        """Lend a connection, on which first of all is given back what callers gave up."""
-        with self._pool.lend() as link:
-            while self._owed:
-                owed = self._owed.popleft()
-                try:
-                    self._withdraw(link, *owed)
-                except BaseException:
-                    self._owed.append(owed)
-                    raise
-            yield link
+    def _pay(self, link: BlockingRedis) -> None:
+        """Give back what callers gave up."""
+        while self._owed:
+            owed = self._owed.popleft()
+            try:
+                self._withdraw(link, *owed)
+            except BaseException:
+                self._owed.append(owed)
+                raise
 
     # --- one acquisition --------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -73,6 +74,14 @@ def check_request(request: str) -> None:
     """Refuse a request id that is not 1 to 128 printable characters without spaces."""
     if _OWNER.fullmatch(request) is None:
         raise InvalidInputError("request_id", "1 to 128 printable characters without spaces")
+
+
+def new_request() -> str:
+    """Return a request id: 128 random bits as a UUID is written, without its dashes.
+
+    `uuid.uuid4` takes eight times as long, which shows in a lock of a hundred microseconds.
+    """
+    return os.urandom(16).hex()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,10 +3,10 @@
     async with hold(locks, "debit:42", owner="job-7", ttl_ms=5_000, wait_ms=10_000) as held:
         guard.transaction(connection, "account:42", held.token) ...
 
-The lock is renewed when a third of its time is over. If that fails until `margin_ms` before the
-deadline, `held.lost` is set and the block is cancelled with LockLostError: *before* somebody else
-can be granted the lock, not after. The deadline counts from before the last successful call was
-sent. A block that cannot be cancelled (a thread, a blocking call) asks `held.check()` before each
+The lock is renewed in time (`tenure`). If that fails until `margin_ms` before the deadline,
+`held.lost` is set and the block is cancelled with LockLostError: *before* somebody else can be
+granted the lock, not after. The deadline counts from before the last successful call was sent. A
+block that cannot be cancelled (a thread, a blocking call) asks `held.check()` before each
 effect, and lets its guard have the last word.
 """
 
@@ -22,11 +22,10 @@ from typing import Final, Protocol
 from controlplane.clock import Clock
 from controlplane.locks.errors import LockLostError
 from controlplane.locks.grant import Grant, Mode
+from controlplane.locks.tenure import Tenure
 from controlplane.locks.token import Token
-from controlplane.model.errors import UnavailableError, WeirError
+from controlplane.model.errors import WeirError
 
-RENEW_PAUSE_MS: Final = 50
-"""Pause before a failed renewal is tried again."""
 RELEASE_TIMEOUT_MS: Final = 1_000
 """How long leaving the block may wait for the release; the TTL frees the lock anyway."""
 
@@ -70,10 +69,14 @@ class Held:
     def __init__(self, locks: Locks, grant: Grant, mode: Mode | None, margin_ms: int) -> None:
         self._locks = locks
         self._mode = mode
-        self._margin_ms = margin_ms
-        self.grant = grant
+        self._tenure = Tenure(grant, margin_ms)
         self.lost = asyncio.Event()
         """Set when the holder may not act any more."""
+
+    @property
+    def grant(self) -> Grant:
+        """The grant, as renewed last."""
+        return self._tenure.grant
 
     @property
     def token(self) -> int:
@@ -82,41 +85,34 @@ class Held:
 
     def remaining_ms(self) -> int:
         """How long one may still act; 0 when not at all."""
-        now = self._locks.clock.monotonic_ms()
-        return max(0, self.grant.deadline_ms - self._margin_ms - now)
+        return self._tenure.remaining_ms(self._locks.clock.monotonic_ms())
 
     def check(self) -> None:
         """Raise LockLostError when one may not act any more. Call it after every pause."""
-        if self.lost.is_set() or not self.remaining_ms():
+        if self._tenure.over(self._locks.clock.monotonic_ms()):
             self.lost.set()
-            raise LockLostError(self.grant.name, "its time is over")
+            raise self._tenure.error()
 
     async def keep(self) -> None:
         """Renew until the lock is lost; then raise LockLostError."""
-        clock = self._locks.clock
-        grant = self.grant
-        why = "it could not be renewed in time"
-        while True:
-            due = self.grant.deadline_ms - grant.ttl_ms * 2 // 3 - clock.monotonic_ms()
-            await clock.sleep_ms(max(due, RENEW_PAUSE_MS))
-            left = self.remaining_ms()
+        clock, tenure = self._locks.clock, self._tenure
+        while not tenure.over(clock.monotonic_ms()):
+            await clock.sleep_ms(tenure.pause_ms(clock.monotonic_ms()))
+            left, grant = self.remaining_ms(), tenure.grant
             if not left:
-                break
+                continue
             try:
                 async with asyncio.timeout(left / 1000):
                     fresh = await self._locks.renew(
                         grant.name, owner=grant.owner, token=grant.token, ttl_ms=grant.ttl_ms,
                         mode=self._mode,
                     )  # fmt: skip
-            except (UnavailableError, TimeoutError) as error:
-                why = f"it could not be renewed in time: {error or 'no answer'}"
-                continue
-            except WeirError as error:
-                why = str(error)
-                break
-            self.grant = fresh
+            except (WeirError, TimeoutError) as error:
+                tenure.failed(error)
+            else:
+                tenure.renewed(fresh)
         self.lost.set()
-        raise LockLostError(grant.name, why)
+        raise tenure.error()
 
 
 @asynccontextmanager

@@ -28,6 +28,7 @@ from controlplane.locks.grant import (
     check_name,
     check_owner,
     check_request,
+    new_request,
 )
 from controlplane.locks.keeper import Keeper
 from controlplane.locks.lineage import Lineage
@@ -143,7 +144,7 @@ class LockManager:
         check_owner(owner)
         self.limits.check_ttl(ttl_ms)
         self.limits.check_wait(wait_ms)
-        request = request or uuid.uuid4().hex
+        request = request or new_request()
         check_request(request)
         ask = codec.Ask(
             name=name, owner=owner, request=request, ttl_ms=ttl_ms, wait=wait_ms > 0,
@@ -209,7 +210,7 @@ class LockManager:
         """
         check_name(name)
         check_owner(owner)
-        request = request or uuid.uuid4().hex
+        request = request or (codec.WHOLE if whole else new_request())
         check_request(request)
         reply = await self.scripts.run(
             "release", name, self.lineage.floor, owner, token.epoch, token.counter, request,

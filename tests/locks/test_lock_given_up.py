@@ -164,6 +164,14 @@ class Slow(LockServiceServicer):
         return await asyncio.get_running_loop().create_future()
 
 
+class Hung(LockServiceServicer):
+    """Grants, and never answers a renewal."""
+
+    async def renew(self, request: Any) -> lock_pb2.LockGrant:
+        """Hang."""
+        return await asyncio.get_running_loop().create_future()
+
+
 class Served:
     """A servicer behind a server with the options of a replica."""
 
@@ -238,4 +246,21 @@ async def test_a_client_behind_a_dead_network_leaves_the_queue(lab: Lab, session
         gone.cancel()
         await asyncio.wait({gone})
     await hole.stop()
+    await served.server.stop(None)
+
+
+async def test_a_thread_is_told_in_time_although_its_replicas_hang(lab: Lab) -> None:
+    """Three replicas that do not answer a renewal are not asked one after the other past the time
+    that is left."""
+    served = await serve(lab, Hung)
+
+    def work() -> int:
+        with grpc.insecure_channel(served.address) as channel:
+            locks = SyncLockClient([channel] * 3)
+            with locks.hold("a", ttl_ms=4_000, margin_ms=2_500) as held:
+                assert held.lost.wait(20)
+                return held.grant.deadline_ms - locks.clock.monotonic_ms()
+
+    left_ms = await asyncio.to_thread(work)
+    assert left_ms > 0
     await served.server.stop(None)

@@ -93,7 +93,7 @@ end
 -- A waiter is "mode ttl alive_until since sent channel owner"; one whose sign of life is too old is
 -- passed over. `sent` is its own clock when it last asked: it tells the waiter from when its time counts.
 local function hand_off(f, me)
-  local now = now_ms()
+  local now, full = now_ms(), false
   for _ = 1, SKIP_MAX do
     local request = redis.call('LINDEX', QUEUE, 0)
     if not request then return end
@@ -109,6 +109,7 @@ local function hand_off(f, me)
       local counter
       if mode == 'x' then
         counter = hold_exclusive(f, owner, request, ttl, string.format('%.0f', now), channel)
+        full = true
       else
         counter = hold_shared(f, owner, request, ttl, string.format('%.0f', now), channel, now)
       end
@@ -118,7 +119,7 @@ local function hand_off(f, me)
     end
     redis.call('LPOP', QUEUE)
     redis.call('HDEL', WAITERS, request)
-    if mode == 'x' and redis.call('HGET', LOCK, 'mode') == 'x' then return end
+    if full then return end
   end
 end
 

@@ -65,7 +65,7 @@ class Draining(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def _end(self, task: asyncio.Task[Any], after_ms: float) -> None:
         await self._clock.sleep_ms(after_ms)
-        if not task.done():
+        if task in self._streams or task in self._calls:  # else its status is on its way already
             self._told.add(task)
             task.cancel()
 

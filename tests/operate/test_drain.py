@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+from envoy.service.discovery.v3 import ads_pb2_grpc
 from google.rpc import error_details_pb2
 
 from controlplane.adapters import draining
@@ -252,7 +253,7 @@ async def end_of(call: Any) -> tuple[grpc.StatusCode, str | None]:
 async def test_a_whole_replica_ends_every_kind_of_stream_and_hears_reports_until_then(
     lab: Lab,
 ) -> None:
-    """SIGTERM at a replica: reports, plans, events and lock sessions end with UNAVAILABLE and not with a
+    """SIGTERM at a replica: reports, plans, events, lock sessions and xDS end with UNAVAILABLE and not with a
     reset; until an agent's stream ends its reports still reach the other replicas."""
     for talker in lab.talkers:
         talker.cancel()
@@ -262,9 +263,9 @@ async def test_a_whole_replica_ends_every_kind_of_stream_and_hears_reports_until
         await agent.write(report("north", ["east", "south"], boot, 1))
         assert not (await agent.read()).error.message
         plans = routing_pb2_grpc.RoutingServiceStub(channel).WatchPlan(
-            routing_pb2.WatchPlanRequest(subscriber="w", region="north")
+            routing_pb2.WatchPlanRequest(subscriber="north/late", region="north", kind="agent")
         )
-        await plans.read()
+        epoch = (await plans.read()).epoch
         events = admin_pb2_grpc.AdminServiceStub(channel).WatchEvents(
             admin_pb2.WatchEventsRequest(backlog=1)
         )
@@ -273,10 +274,29 @@ async def test_a_whole_replica_ends_every_kind_of_stream_and_hears_reports_until
         await session.write(lock_pb2.SessionRequest(calls=[lock_pb2.SessionCall(id=1)]))
         assert (await session.read()).answers[0].error.message
 
+        xds = ads_pb2_grpc.AggregatedDiscoveryServiceStub(channel).StreamAggregatedResources()
+        await xds.initial_metadata()
+
+        replica, east, clock = lab.replicas["north"], lab.replicas["east"], StepClock()
+        replica.draining._clock = clock
+        patient = replica.config.server.model_copy(update={"grace_s": 4 * GRACE_S})
+        replica.config = replica.config.model_copy(update={"server": patient})
         stopped = asyncio.ensure_future(lab.stop("north"))
+        await until(lambda: clock.sleeping >= 5)
+        late = report("north", ["east", "south"], boot + 1, 1)
+        late.agent_id, late.applied_epoch = "late", epoch
+        await agent.write(late)
+        await until(
+            lambda: any(
+                (subscriber.name, subscriber.applied_epoch) == ("north/late", epoch)
+                for found, _ in east.book.entries(east.clock.monotonic_ms())
+                for subscriber in found.subscribers
+            )
+        )
+        clock.advance(draining.WINDOW_MS)
         codes = {}
         for name, call in (
-            ("reports", agent), ("plans", plans), ("events", events), ("locks", session),
+            ("reports", agent), ("plans", plans), ("events", events), ("locks", session), ("xds", xds),
         ):  # fmt: skip
             codes[name] = await end_of(call)
         await stopped

@@ -70,7 +70,7 @@ class Link:
                 continue
             pause_ms = self._rotation.lost(lasted_ms)
             self._say(server, over, lasted_ms)
-            await _until(stop, pause_ms)
+            await self._pause(stop, pause_ms)
 
     async def _session(self, server: str, stop: asyncio.Event) -> tuple[SessionOver, int]:
         session: Session | None = None
@@ -108,6 +108,18 @@ class Link:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
+    async def _pause(self, stop: asyncio.Event, pause_ms: float) -> None:
+        """Wait out the pause, or until the end."""
+        waits = {
+            asyncio.ensure_future(self._clock.sleep_ms(pause_ms)),
+            asyncio.ensure_future(stop.wait()),
+        }
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
     def _say(self, server: str, over: SessionOver, lasted_ms: int) -> None:
         now_ms = self._clock.monotonic_ms()
         self._attempts = 1 if lasted_ms > 0 else self._attempts + 1
@@ -127,11 +139,3 @@ def _first(group: BaseExceptionGroup[SessionOver]) -> SessionOver:
     while isinstance(leaf, BaseExceptionGroup):
         leaf = leaf.exceptions[0]
     return leaf if isinstance(leaf, SessionOver) else SessionOver(str(leaf))
-
-
-async def _until(stop: asyncio.Event, pause_ms: float) -> None:
-    try:
-        async with asyncio.timeout(pause_ms / 1000):
-            await stop.wait()
-    except TimeoutError:
-        return

@@ -23,6 +23,7 @@ from controlplane.adapters.admin_local import LocalChanger
 from controlplane.adapters.audit_trail import AuditTrail
 from controlplane.adapters.console_feed import ConsoleFeed
 from controlplane.adapters.core_log import core_log
+from controlplane.adapters.draining import Draining
 from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.etcd_intents import EtcdIntents
 from controlplane.adapters.etcd_leader import EtcdLeaderKey
@@ -79,6 +80,7 @@ class Replica:
         self.topology = config.topology()
         self.dataplane: DataPlane | None = config.dataplane()
         self.rng = seeded()
+        self.draining = Draining(clock, self.rng)
         self.stopping = asyncio.Event()
         self.intents: Intents = NO_INTENTS
         self.file = PlanFile(config.server.state_dir)
@@ -244,7 +246,7 @@ class Replica:
         )  # fmt: skip
         notify("READY=1")
         try:
-            await self._work(console.feed)
+            await self._work(console.feed, server)
         finally:
             await self._shut_down(server, http)
 
@@ -272,7 +274,7 @@ class Replica:
             clock=self.clock,
         )
 
-    async def _work(self, feed: ConsoleFeed) -> None:
+    async def _work(self, feed: ConsoleFeed, server: grpc.aio.Server) -> None:
         parts = {
             "tick": self.loop.run,
             "election": self.elector.run,
@@ -293,17 +295,28 @@ class Replica:
         if self.locks is not None:
             parts["locks"] = self.locks.run
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(keep_running(name, part, self.clock), name=name)
+            tasks = {
+                name: group.create_task(keep_running(name, part, self.clock), name=name)
                 for name, part in parts.items()
-            ]
+            }
             await self.stopping.wait()
             notify("STOPPING=1")
             log.info("stopping", leads=self.elector.leadership is not None)
             with contextlib.suppress(WeirError):
                 await self.elector.resign()
-            for task in tasks:
+            tasks["election"].cancel()
+            # what still comes in is folded and told to the peers until its stream ends
+            await self._drain(server)
+            for task in tasks.values():
                 task.cancel()
+
+    async def _drain(self, server: grpc.aio.Server) -> None:
+        grace_s = self.config.server.grace_s / 4
+        draining = asyncio.ensure_future(self.draining.drain(grace_s * 1000))
+        try:
+            await server.stop(grace_s)
+        finally:
+            draining.cancel()
 
     async def _shut_down(self, server: grpc.aio.Server, http: HttpServer) -> None:
         await server.stop(self.config.server.grace_s / 4)

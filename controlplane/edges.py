@@ -44,6 +44,7 @@ def grpc_server(replica: Replica) -> grpc.aio.Server:
     server = make_server(
         replica.config,
         [
+            replica.draining,
             Authorisation(replica.clock, replica.metrics, tls=replica.config.tls.enabled),
             WellFormed(),
         ],

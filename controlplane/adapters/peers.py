@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 import structlog
@@ -131,34 +131,42 @@ class PeerLinks:
     async def _keep(self, name: str, address: str) -> None:
         wait_ms = RECONNECT_BASE_MS
         while True:
-            try:
-                if await self._talk(address):
-                    wait_ms = RECONNECT_BASE_MS
-            except (grpc.aio.AioRpcError, TimeoutError, OSError) as error:
-                log.debug("peer_lost", peer=name, error=type(error).__name__)
+            if await self._talk(name, address):
+                wait_ms = RECONNECT_BASE_MS
             await self._clock.sleep_ms(self._rng.uniform(0, wait_ms))
             wait_ms = min(RECONNECT_MAX_MS, wait_ms * 2)
 
-    async def _talk(self, address: str) -> bool:
+    async def _talk(self, name: str, address: str) -> bool:
         """Exchange digests until the peer fails or falls silent; tell whether it ever spoke."""
         spoke = False
-        async with self._dial(address) as channel:
-            stub = peer_pb2_grpc.PeerServiceStub(channel)
-            call = stub.Exchange(self._feed.stream())
-            try:
-                while True:
-                    async with asyncio.timeout(SILENT_MS / 1000):
-                        message = await call.read()
-                    if message is grpc.aio.EOF:
-                        return spoke
-                    spoke = True
-                    try:
-                        self._book.put(decode_digest(message), self._clock.monotonic_ms())
-                    except InvalidInputError as error:
-                        log.warning(
-                            "digest_refused", replica=message.replica[:64], error=str(error)
-                        )
-            except TimeoutError:
-                return spoke
-            finally:
-                call.cancel()
+        try:
+            async with self._dial(address) as channel:
+                call = peer_pb2_grpc.PeerServiceStub(channel).Exchange(self._feed.stream())
+                try:
+                    while (message := await _next(call)) is not grpc.aio.EOF:
+                        spoke = True
+                        self._take(message)
+                finally:
+                    call.cancel()
+        except (grpc.aio.AioRpcError, TimeoutError, OSError) as error:
+            log.debug("peer_lost", peer=name, error=type(error).__name__)
+        return spoke
+
+    def _take(self, message: peer_pb2.Digest) -> None:
+        try:
+            self._book.put(decode_digest(message), self._clock.monotonic_ms())
+        except InvalidInputError as error:
+            log.warning("digest_refused", replica=message.replica[:64], error=str(error))
+
+
+async def _next(call: Any) -> Any:
+    """Return the next digest or EOF; TimeoutError when the peer is silent or cancelled the call."""
+    try:
+        async with asyncio.timeout(SILENT_MS / 1000):
+            return await call.read()
+    except asyncio.CancelledError:
+        # grpc raises it also for a status CANCELLED sent by the server: then it is not for us
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise TimeoutError from None

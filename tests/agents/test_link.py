@@ -26,7 +26,7 @@ from agents.report import Identity, Reporter
 from agents.servers import Rotation
 from agents.sources import Queues
 from agents.store import PlanFile
-from controlplane.clock import SystemClock
+from controlplane.clock import Clock, SystemClock
 from controlplane.config import TlsSection
 from controlplane.dev.process import free_port
 from controlplane.model.ids import AgentId, RegionName
@@ -34,6 +34,7 @@ from tests.agents.plans import malformed, plan
 from tests.agents.replica import Replica
 from tests.agents.servers import Authority
 from tests.agents.timing import eventually
+from tests.support.stepclock import StepClock
 
 IDENTITY = Identity(agent=AgentId("a-0"), region=RegionName("east"), boot=99)
 
@@ -64,11 +65,13 @@ class Agent:
         *,
         home: int = 1,
         connect: Connect | None = None,
+        clock: Clock | None = None,
+        seed: int = 1,
     ) -> None:
-        clock = SystemClock()
+        clock = clock or SystemClock()
         self.stop = asyncio.Event()
         self.meter = Meter()
-        self.rotation = Rotation(addresses, home, random.Random(1))
+        self.rotation = Rotation(addresses, home, random.Random(seed))
         self.applier = Applier(PlanFile(directory), clock)
         reporter = Reporter(
             IDENTITY, Counters(["alipay"], []), self.applier, LoopLag(), Queues(clock), clock
@@ -427,3 +430,45 @@ async def test_renewed_certificates_are_used_at_the_next_session(
         assert any("No such file" in str(log.get("reason")) for log in logs)
     finally:
         await replica.kill()
+
+
+async def test_agents_that_lose_a_replica_together_do_not_arrive_together(
+    tmp_path: Path, replicas: Callable[[int], object]
+) -> None:
+    """Thirty agents whose replica ends in one instant: none connects to the next one before a pause of its
+    own is over (virtual time, seeded), and no tenth of the time has more than a quarter of them."""
+    first, second, many, step_ms = await replicas(0), await replicas(0), 30, 10.0
+    clock, arrived = StepClock(), {}
+    plain = connector(TlsSection())
+
+    def connect_as(number: int) -> Connect:
+        def connect(server: str) -> contextlib.AbstractAsyncContextManager[grpc.aio.Channel]:
+            if server == second.address:
+                arrived.setdefault(number, clock.now_ms)
+            return plain(server)
+
+        return connect
+
+    agents = [
+        Agent(
+            tmp_path / str(i), [first.address, second.address], connect=connect_as(i), clock=clock,
+            seed=i,
+        )
+        for i in range(many)
+    ]  # fmt: skip
+    async with contextlib.AsyncExitStack() as stack:
+        for agent in agents:
+            await stack.enter_async_context(agent.running())
+        await eventually(lambda: all(agent.meter.up for agent in agents), "all report")
+        lost_ms = clock.now_ms
+        await first.kill()
+        await eventually(lambda: not any(a.meter.up for a in agents), "all have lost it")
+        assert arrived == {}
+        while len(arrived) < many:
+            waiting = clock.sleeping
+            due = clock.advance(step_ms)
+            assert due or clock.now_ms - lost_ms < servers.BACKOFF_BASE_MS
+            expected = len(arrived) + due
+            await eventually(lambda: len(arrived) >= min(many, expected), f"{waiting} waited")  # noqa: B023
+    assert max(arrived.values()) - lost_ms <= servers.BACKOFF_BASE_MS
+    assert max(Counter(arrived.values()).values()) <= many // 4

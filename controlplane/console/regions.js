@@ -83,7 +83,7 @@ export class Regions {
     const target = region.target_load_bp;
     const moving = target !== undefined && Math.abs(target - region.load_bp) > AT_REST_BP;
     say(card.target, target === undefined ? "target unknown"
-      : `→ ${percent(target)}${moving ? "" : ", arrived"}`);
+      : moving ? `→ ${percent(target)}` : "at its target");
     card.target.classList.toggle("moving", moving);
     card.bar.style.width = `${region.load_bp / 100}%`;
     card.mark.style.left = `${(target ?? region.load_bp) / 100}%`;

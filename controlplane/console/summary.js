@@ -25,14 +25,14 @@ function ill(status, regions, last, load) {
   const failed = regions.filter((region) => region.phase === "failed");
   if (failed.length) {
     const [first] = failed;
-    const takers = regions.filter((region) => region.load_bp).map((region) => region.name);
-    const text = `${together(failed.map((region) => region.name))} failed. Payments go to ${together(takers)}.`;
+    const text = `${together(failed.map((region) => region.name))} failed. Payments go to ${takers(regions)}.`;
     return say("bad", "bad", text, `${sentence(first.cause)} ${timing(status.failover ?? last, first.name)}`, Date.parse(first.since));
   }
   const others = regions.filter((region) => region.phase !== "healthy" || region.drained);
   if (!others.length) return null;
   const [first] = others;
-  const text = `${others.map((region) => `${region.name} is ${standing(region).word}`).join(", ")}.`;
+  const moved = others.some((region) => region.load_bp) ? "" : ` Payments go to ${takers(regions)}.`;
+  const text = `${others.map((region) => `${region.name} is ${standing(region).word}`).join(", ")}.${moved}`;
   return say(first.drained ? "info" : "warn", first.drained ? "drain" : "warn", text,
     `${load} ${first.cause ? sentence(first.cause) : ""}`, Date.parse(first.since));
 }
@@ -58,6 +58,8 @@ function timing(failover, region) {
 }
 
 const shares = (regions) => regions.map((region) => `${region.name} ${percent(region.load_bp, 0)}`).join(", ");
+
+const takers = (regions) => together(regions.filter((region) => region.load_bp).map((region) => region.name));
 
 // names only: the sentence is read aloud, and must not be whenever a share moves by a little
 const together = (words) => words.join(", ").replace(/, ([^,]*)$/, " and $1") || "nobody";

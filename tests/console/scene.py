@@ -47,6 +47,7 @@ class Scene:
     shed_bp: dict[str, int] = field(default_factory=dict)
     plan: bool = True
     status: dict[str, Any] = field(default_factory=dict)
+    events: int = 0
 
     def names(self) -> list[str]:
         """Names of the channels."""
@@ -137,7 +138,20 @@ class Scene:
             "now": rfc3339(SystemClock().wall_ms()),
             "regions": [to_json(region) for region in self.region_messages()],
         }
-        return frame("status", to_json(self.status_message())) + frame("regions", regions)
+        happened = [
+            admin_pb2.Event(
+                id=number, at=ago(number), kind="region_ramp", severity="warning", epoch=number,
+                message="east now returns with 25 % of its share",
+            )
+            for number in range(1, self.events + 1)
+        ]  # fmt: skip
+        return b"".join(
+            (
+                frame("status", to_json(self.status_message())),
+                frame("regions", regions),
+                *(frame("decision", to_json(event)) for event in happened),
+            )
+        )
 
     def answer(self, path: str) -> Any:
         """Return the JSON of a GET, None for what is not there."""

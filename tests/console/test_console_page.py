@@ -237,6 +237,27 @@ def test_the_page_moves_on_when_its_replica_dies(whole: DevRun, browser: Browser
         expect(page.get_by_role("alert")).to_contain_text("To act, open the console of")
 
 
+def test_the_page_returns_to_its_own_replica_to_act(whole: DevRun, browser: Browser) -> None:
+    """Its replica is back: the page stays live where it is until somebody wants to act, then goes
+    home by itself, without a reload, and the action is worked out there."""
+    with console(browser, home(whole, "south"), size=DESKTOP) as (page, _):
+        page.evaluate("window.notReloaded = true")
+        victim = next(r for r in whole.topology["replicas"] if r["region"] == "south")
+        os.kill(victim["pid"], signal.SIGKILL)
+        expect(page.locator("#connection-text")).to_contain_text("south-0 did not answer")
+        whole.chaos("restore-region")
+        eventually(whole.settled, "the replica is back")
+        expect(page.locator("#connection-text")).to_contain_text("so this page moved on")
+
+        card(page, "north").get_by_role("button", name="Drain").click()
+        dialog = page.get_by_role("dialog")
+        expect(dialog.get_by_role("table", name="What would happen")).to_be_visible()
+        expect(page.locator("#connection-text")).to_have_text("Live from south-0")
+        expect(page.locator("#connection-link")).to_be_hidden()
+        assert page.evaluate("window.notReloaded")
+    assert not drained_anywhere(whole, "north")
+
+
 def test_a_page_that_hears_nobody_says_how_old_it_is(whole: DevRun, browser: Browser) -> None:
     """When no replica can be reached, what is shown stays, marked as old with its age."""
     with console(browser, home(whole, "south")) as (page, _):

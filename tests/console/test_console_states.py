@@ -17,8 +17,8 @@ QUORUM = "etcd does not answer with a quorum: the last known good plan stays in 
 STATES = {
     "healthy": (Scene(), "All 3 regions are healthy.", "icon.svg"),
     "failed": (Scene(phases={"east": "failed"}), "east failed. Payments go to north and south.", "icon-bad.svg"),
-    "suspect": (Scene(phases={"east": "suspect"}), "east is suspect.", "icon-warn.svg"),
-    "drained": (Scene(drained=frozenset({"south"})), "south is drained.", "icon.svg"),
+    "suspect": (Scene(phases={"east": "suspect"}), "east is suspect. Payments go to north and south.", "icon-warn.svg"),
+    "drained": (Scene(drained=frozenset({"south"})), "south is drained. Payments go to east and north.", "icon.svg"),
     "cut off": (Scene(status={"coordinated": False, "alarms": [QUORUM]}), "Cut off from etcd", "icon-bad.svg"),
     "panic": (Scene(status={"panic": True}), "Panic: too little is healthy", "icon-bad.svg"),
     "frozen": (Scene(status={"frozen": True}), "Frozen by an operator", "icon.svg"),
@@ -108,3 +108,13 @@ def test_six_regions_fit_a_desk_and_a_phone(browser: Browser) -> None:
             expect(page.locator("[data-region].card")).to_have_count(6)
             assert page.evaluate(WIDE) <= 0
             assert complaints == []
+
+
+def test_the_page_ends_with_its_last_line(browser: Browser) -> None:
+    """A long list of events scrolls inside its panel: below the last line there is no empty page to
+    scroll through."""
+    rest = "document.documentElement.scrollHeight - document.querySelector('footer').getBoundingClientRect().bottom - scrollY"
+    for size in (None, PHONE):
+        with shown(Scene(events=60)) as url, console(browser, url, size=size) as (page, _):
+            expect(page.locator(".event")).to_have_count(60)
+            assert page.evaluate(rest) < 60

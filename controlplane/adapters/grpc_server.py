@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import grpc
-from grpc_channelz.v1 import channelz
+from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -18,6 +18,12 @@ from controlplane.v1 import admin_pb2, agent_pb2, lock_pb2, peer_pb2, routing_pb
 
 MESSAGE_MAX: Final = 4 * 1024 * 1024
 """Larger messages are refused by the transport."""
+_STANDARD_SERVICES: Final = (
+    health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+    channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name,
+    reflection.SERVICE_NAME,
+)
+"""What every server has beside its own; all of them listed by reflection."""
 LOOPBACK: Final = ("127.", "localhost", "[::1]")
 
 OPTIONS: Final = (
@@ -101,6 +107,4 @@ def add_standard_services(server: grpc.aio.Server, ready: Callable[[], bool]) ->
         for module in (admin_pb2, agent_pb2, lock_pb2, peer_pb2, routing_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
     ]
-    reflection.enable_server_reflection(
-        (*names, SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), server
-    )
+    reflection.enable_server_reflection((*names, SERVICE, *_STANDARD_SERVICES), server)

@@ -1,10 +1,10 @@
 """Protobuf messages as the JSON that people and scripts read: `/api/*` and `-o json`.
 
 It differs from protobuf's own JSON mapping where the public contract does: proto names in
-snake_case, 64-bit integers as numbers, times as RFC 3339 UTC with exactly three decimals. Fields
-that can be unset (messages, `optional`) are left out when they are; plain fields and lists are
-always there, so that a reader never has to guess a default. NaN and infinities, which JSON does
-not know, become null.
+snake_case, 64-bit integers as numbers, times as RFC 3339 UTC with exactly three decimals. Plain
+fields and lists are always there, so that a reader never has to guess a default; so are times, null
+when unset: a closed breaker still has its `open_until`. Other fields that can be unset (messages,
+`optional`) are left out when they are. NaN and infinities, which JSON does not know, become null.
 
 The walk follows the descriptor: a new field of the API appears here by itself. Well-known types are
 told by their name, so that a command that meets none of them does not import protobuf's JSON.
@@ -30,11 +30,23 @@ def to_json(message: Message) -> dict[str, Any]:
     return {
         field.name: _field(message, field)
         for field in message.DESCRIPTOR.fields
-        if not field.has_presence or message.HasField(field.name)
+        if not field.has_presence or _is_time(field) or message.HasField(field.name)
     }
 
 
+def _is_time(field: Any) -> bool:
+    """Tell whether this is one time outside a `oneof`, where null would claim a choice."""
+    kind = field.message_type
+    return (
+        kind is not None
+        and kind.full_name == Timestamp.DESCRIPTOR.full_name
+        and field.containing_oneof is None
+    )
+
+
 def _field(message: Message, field: Any) -> Any:  # the stubs know two descriptor types
+    if field.has_presence and not message.HasField(field.name):
+        return None
     value = getattr(message, field.name)
     kind = field.message_type
     if kind is not None and kind.GetOptions().map_entry:

@@ -31,6 +31,10 @@ app = typer.Typer(
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _UNIT_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
+RENEW_TTL_MS: Final = 10_000
+VOUCHED_S: Final = 4.0
+"""How long one replica may take for a strict grant: above what it gives Redis and etcd (1 + 2.5 s),
+so that its refusal, which names the ill one, arrives before our own deadline."""
 MODES: Final = ("", "strict", "lineage")
 
 
@@ -74,7 +78,7 @@ def acquire(
         name=name, owner=owner, ttl_ms=duration_ms(ttl, "--ttl"), wait_ms=wait_ms,
         mode=_mode(mode), shared=shared, reason=reason, request_id=_request(request_id),
     )  # fmt: skip
-    _print_grant(ctx, _call(ctx, "Acquire", request, ATTEMPT_S + 1 + wait_ms / 1000))
+    _print_grant(ctx, _call(ctx, "Acquire", request, VOUCHED_S + wait_ms / 1000))
 
 
 @app.command()
@@ -83,16 +87,19 @@ def renew(
     name: Name,
     owner: Owner,
     token: TokenOption,
-    ttl: Ttl,
+    ttl: Annotated[
+        str | None,
+        typer.Option("--ttl", help="How long it lasts from now; 10s, or what is left, if unset."),
+    ] = None,
     mode: ModeOption = "",
     request_id: RequestId = None,
 ) -> None:
     """Extend a lock that is still held, and print its grant."""
     request = pb.RenewRequest(
-        name=name, owner=owner, token=token, ttl_ms=duration_ms(ttl, "--ttl"), mode=_mode(mode),
-        request_id=_request(request_id),
+        name=name, owner=owner, token=token, mode=_mode(mode), request_id=_request(request_id),
+        ttl_ms=_default_ttl_ms(ctx, name, token) if ttl is None else duration_ms(ttl, "--ttl"),
     )  # fmt: skip
-    _print_grant(ctx, _call(ctx, "Renew", request))
+    _print_grant(ctx, _call(ctx, "Renew", request, VOUCHED_S))
 
 
 @app.command()
@@ -145,6 +152,14 @@ def force_release(
         return
     owners = ", ".join(f"{h.owner} (token {h.token})" for h in answer.holders) or "nobody"
     print(f"{name}: {'taken from' if answer.released else 'held by'} {owners}")
+
+
+def _default_ttl_ms(ctx: typer.Context, name: str, token: int) -> int:
+    """Return what a renewal without --ttl asks for, in ms: never less than is left, because a
+    renewal that shortens a lease would end it under its holder."""
+    lock = _call(ctx, "GetLock", pb.GetLockRequest(name=name))
+    left_ms = (int(holder.expires_in_ms) for holder in lock.holders if holder.token == token)
+    return max(RENEW_TTL_MS, *left_ms, 0)
 
 
 def _call(ctx: typer.Context, method: str, request: Any, timeout_s: float = ATTEMPT_S) -> Any:

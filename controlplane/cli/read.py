@@ -251,7 +251,7 @@ def breakers(options: Options) -> None:
                 b["channel"],
                 word(b["state"]),
                 b["since"],
-                b.get("open_until", ""),
+                b["open_until"] or "",
                 b["cause"],
             )
             for b in to_json(answer.plan)["breakers"]

@@ -75,7 +75,7 @@ _ALL: Final = (
     ),
     Scenario(
         name="quick-flap",
-        shows="East is up 1.5 s and down 1.5 s for 30 s: nothing switches",
+        shows="East is up 1.5 s and down 1.5 s for 30 s: weight leaves once, no failure",
         faults=flapping("east", 1500, 1500, 30_000),
     ),
     Scenario(

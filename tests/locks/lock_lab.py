@@ -50,11 +50,12 @@ class Lab:
         may_bump: Callable[[], bool] = lambda: True, address: RedisAddress | None = None,
         sources: Mapping[str, Script] | None = None, wait_replicas: int = 0, ready: bool = True,
         epoch_floor: int = 0, metrics: Any = None, link: RedisLink | None = None,
+        store: EtcdClient | None = None,
     ) -> LockManager:  # fmt: skip
         """A running manager; with `ready`, once it may grant."""
         address = address or RedisAddress(port=port or self.server.port)
         manager = LockManager(
-            redis=link or RedisLink(address, call_timeout_ms=1_000), store=await self.store(),
+            redis=link or RedisLink(address, call_timeout_ms=1_000), store=store or await self.store(),
             prefix=self.prefix, limits=limits, mode=mode, may_bump=may_bump, sources=sources,
             wait_replicas=wait_replicas, epoch_floor=epoch_floor, seed=1, metrics=metrics,
         )  # fmt: skip

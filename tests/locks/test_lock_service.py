@@ -20,6 +20,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from lock_lab import PATIENT, Lab, until
 
+from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.lock_client import LockClient, SyncLockClient
 from controlplane.adapters.lock_service import LockServiceServicer
 from controlplane.locks.audit import AuditLog
@@ -29,6 +30,7 @@ from controlplane.locks.guards import SqlDialect, SqlGuard
 from controlplane.locks.manager import LockManager
 from controlplane.model.errors import InvalidInputError, UnavailableError
 from controlplane.v1 import lock_pb2, lock_pb2_grpc
+from tests.support.proxy import Proxy
 
 TTL = 30_000
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples/locks"
@@ -320,10 +322,11 @@ async def test_the_command_line(served: Served) -> None:
         "name", "owner", "token", "epoch", "counter", "expires_in_ms", "verified",
     } <= grant.keys()  # fmt: skip
     token = str(grant["token"])
-    held, renewed, shown, listed, bad, dry, forced, released, lost = await weir(
+    held, renewed, kept, shown, listed, bad, dry, forced, released, lost = await weir(
         served,
         ("acquire", "nightly", "--owner", "other", "--ttl", "2s"),
         ("renew", "nightly", "--owner", "job", "--token", token, "--ttl", "60s"),
+        ("renew", "nightly", "--owner", "job", "--token", token),
         ("get", "nightly"),
         ("list",),
         ("acquire", "nightly", "--owner", "job", "--ttl", "soon"),
@@ -334,6 +337,8 @@ async def test_the_command_line(served: Served) -> None:
     )
     assert held == (3, None)
     assert (renewed[0], renewed[1]["token"]) == (0, grant["token"])
+    assert (kept[0], kept[1]["token"]) == (0, grant["token"])
+    assert 10_000 < kept[1]["expires_in_ms"] <= 60_000  # not the default: that would shorten it
     assert shown[1]["holders"][0]["owner"] == "job"
     assert [lock["name"] for lock in listed[1]["locks"]] == ["nightly"]
     assert bad[0] == 2
@@ -341,6 +346,33 @@ async def test_the_command_line(served: Served) -> None:
     assert forced[1]["released"] is True
     assert (released[0], released[1]["released"]) == (0, False)
     assert lost[0] == 3
+
+
+async def test_the_command_line_names_etcd_when_it_is_silent(lab: Lab) -> None:
+    """A strict grant that etcd does not vouch for ends as unreachable and says that it was etcd,
+    not as a bare deadline of the command line's own."""
+    proxies = [await Proxy(int(e.rpartition(":")[2])).start() for e in lab.etcd.endpoints]
+    store = await EtcdClient.connect([proxy.endpoint for proxy in proxies])
+    manager = await lab.manager(limits=PATIENT, store=store)
+    audit = AuditLog(store, f"/weir/{lab.prefix}/audit/".encode())
+    server = grpc.aio.server()
+    lock_pb2_grpc.add_LockServiceServicer_to_server(LockServiceServicer(manager, audit), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    for proxy in proxies:
+        proxy.lose_replies = True
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "controlplane.cli.main", "lock", "acquire", "a", "--owner", "o",
+        "--ttl", "2s", stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "WEIR_SERVER": f"127.0.0.1:{port}"},
+    )  # fmt: skip
+    _, told = await process.communicate()
+    for proxy in proxies:
+        proxy.lose_replies = False
+        await proxy.stop()
+    await server.stop(None)
+    await store.aclose()
+    assert (process.returncode, b"etcd" in told) == (4, True), told
 
 
 async def test_the_examples_run(

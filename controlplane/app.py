@@ -150,6 +150,7 @@ class Replica:
                 lease_ttl_s=coordination.lease_ttl_s,
             ),
             eligible=self.eligible,
+            writing=self.store.writing,
         )
         self.store.on_write = self.elector.renewed
         self.store.on_deposed = self.elector.deposed

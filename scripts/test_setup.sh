@@ -16,6 +16,7 @@ chromium:chromium
 nft:nftables
 ip:iproute2
 faketime:faketime
+strace:strace
 psql:postgresql
 mariadbd:mariadb-server-core
 cc:build-essential'

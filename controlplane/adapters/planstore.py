@@ -120,6 +120,10 @@ class EtcdPlanStore:
         self._kept_up: tuple[int, int] | None = None
         self._intents = EtcdIntents(kv, self.keys, clock)
 
+    def writing(self) -> bool:
+        """Whether a guarded write is under way."""
+        return self._one_write.locked()
+
     # --- reading ---------------------------------------------------------------------------------
 
     async def load(self) -> Committed | None:

@@ -9,7 +9,9 @@ Rules
 - The lease of the key is renewed only while the deadline holds: no keepalive hides a hung tick.
 - Suspended, we read the key. If it still carries our term, one guarded write brings us back under
   the same term; if not, we are a candidate again. Suspended once more without a write of the tick
-  in between, we resign: etcd works and the tick hangs.
+  in between, we resign: etcd works and the tick hangs. A write of the tick that is under way is
+  waited for (the store bounds it), and a read that fails or is late starts the count anew: on a
+  slow disk the tick does not hang, its writes do.
 - On exit the key is deleted and the lease revoked: the next leader needs no timeout.
 
 Failure modes. etcd without quorum: everybody is suspended or blind, nobody claims. A lost answer
@@ -59,7 +61,8 @@ class Elector:
     """Campaigns, leads, steps down. `run` it once; ask `leadership` before every act.
 
     `touch` makes one guarded write under a leadership (the plan store's). Connect the store's
-    `on_write` to `renewed` and its `on_deposed` to `deposed`.
+    `on_write` to `renewed` and its `on_deposed` to `deposed`; `writing` tells whether a write of
+    its is under way.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Elector:
         rank: int = 0,
         rules: ElectionRules | None = None,
         eligible: Callable[[], bool] = lambda: True,
+        writing: Callable[[], bool] = lambda: False,
         seed: int | None = None,
     ) -> None:
         self._key = key
@@ -82,6 +86,7 @@ class Elector:
         self._clock = clock
         self._rules = rules or ElectionRules()
         self._eligible = eligible
+        self._writing = writing
         self._candidate = Candidate(self._rules, rank, seeded(seed))
         self._held: Leadership | None = None
         self._lease = 0
@@ -196,13 +201,17 @@ class Elector:
         return max(1, self._deadline_ms - self._clock.monotonic_ms())
 
     async def _observe(self) -> LeaderKeyState | None:
+        asked_ms = self._clock.monotonic_ms()
         try:
             seen = await self._key.observe()
         except WeirError as error:
             self._candidate.blind(self._clock.monotonic_ms())
+            self._touched = False  # etcd is ill: nothing is said about the tick
             log.debug("leader_key_not_readable", error=str(error))
             return None
-        self._candidate.saw(self._clock.monotonic_ms(), seen)
+        now_ms = self._clock.monotonic_ms()
+        self._touched = self._touched and now_ms - asked_ms <= self._rules.read_gap_ms
+        self._candidate.saw(now_ms, seen)
         return seen
 
     async def _claim(self, seen: LeaderKeyState) -> None:
@@ -240,6 +249,8 @@ class Elector:
             self._lose("deposed")
             return
         if self._touched:
+            if self._writing():
+                return
             log.error("tick_hangs", term=held.term)
             await self.resign()
             return

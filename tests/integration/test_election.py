@@ -16,9 +16,9 @@ from controlplane.adapters.etcd_links import EtcdOptions
 from controlplane.adapters.planstore import EtcdPlanStore
 from controlplane.clock import SystemClock
 from controlplane.dev.servers import EtcdCluster
-from controlplane.model.errors import DeposedError, WeirError
+from controlplane.model.errors import DeposedError, UnavailableError, WeirError
 from controlplane.model.ids import Epoch
-from controlplane.ports import Beat, Delete
+from controlplane.ports import Beat, Delete, LeaderKeyState, Leadership
 from controlplane.runtime import leadership
 from controlplane.runtime.election import ElectionRules
 from controlplane.runtime.leadership import Elector
@@ -60,6 +60,7 @@ class Candidate:
             rank=self.rank,
             rules=self.rules,
             eligible=self.eligible,
+            writing=self.store.writing,
             seed=self.rank,
         )
         self.store.on_write, self.store.on_deposed = self.elector.renewed, self.elector.deposed
@@ -148,6 +149,66 @@ async def test_a_hung_tick_loses_the_key(make: Callable[..., Candidate]) -> None
     hung.beating = False
     await until(lambda: other.leads, "the other leads")
     assert not hung.leads
+
+
+async def test_a_late_write_is_no_hung_tick(make: Callable[..., Candidate]) -> None:
+    """Back under its term, the leader writes and etcd's answer comes after the deadline again, as
+    on a slow disk: it waits for the answer instead of giving the key away."""
+    rules = replace(QUICK, lease_ttl_s=120)
+    slow = make("slow", rules=rules)
+    await until(lambda: slow.leads, "it leads")
+    term = slow.elector.leader_info.term
+    looks = 0
+    touch, observe = slow.elector._touch, slow.elector._key.observe
+
+    async def touch_and_write(held: Leadership) -> None:
+        await touch(held)
+        await slow.store._one_write.acquire()  # what the tick's write holds until its answer
+
+    async def look() -> LeaderKeyState:
+        nonlocal looks
+        looks += slow.elector.suspended is not None
+        return await observe()
+
+    slow.elector._touch = touch_and_write
+    slow.beating = False
+    await until(slow.store.writing, "it came back, and writes")
+    slow.elector._touch = touch
+    slow.elector._key.observe = look  # type: ignore[method-assign]
+    await until(lambda: looks > 3, "it is suspended again, and looks at the key")
+    assert slow.elector.suspended == Leadership(term=term, replica="slow", region="east")
+    slow.store.on_write(term, 0)  # etcd's answer, to a write sent long ago
+    slow.store._one_write.release()
+    slow.beating = True
+    await until(lambda: slow.elector.leadership, "the answer is there")
+    assert slow.elector.leader_info.term == term
+
+
+async def test_an_ill_etcd_is_no_hung_tick(make: Callable[..., Candidate]) -> None:
+    """Back under its term, the leader writes nothing before the deadline, and etcd could not be
+    read meanwhile: it comes back once more; with etcd well it gives the key up."""
+    ill = make("ill", rules=replace(QUICK, lease_ttl_s=120))
+    await until(lambda: ill.leads, "it leads")
+    touches, refused = 0, 0
+    touch, observe = ill.elector._touch, ill.elector._key.observe
+
+    async def count(held: Leadership) -> None:
+        nonlocal touches
+        touches += 1
+        await touch(held)
+
+    async def fail_once() -> LeaderKeyState:
+        nonlocal refused
+        if touches == 1 and not refused:
+            refused += 1
+            raise UnavailableError("etcd: no member answered")
+        return await observe()
+
+    ill.elector._touch, ill.elector._key.observe = count, fail_once  # type: ignore[method-assign]
+    ill.beating = False
+    await until(lambda: ill.elector.leadership is None and not ill.elector.suspended, "it gives up")
+    assert refused
+    assert touches > 1
 
 
 async def test_the_ineligible_stand_back_while_another_can(make: Callable[..., Candidate]) -> None:

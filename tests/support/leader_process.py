@@ -97,6 +97,7 @@ class Replica:
         elector = (Careless if "deadline" in self.store.without else Elector)(
             key=EtcdLeaderKey(kv, s["cluster"], clock),
             touch=self.store.touch,
+            writing=self.store.writing,
             replica=s["replica"],
             region=s.get("region", "east"),
             clock=clock,
@@ -132,7 +133,7 @@ class Replica:
                 self.led = leadership.term
                 await self.tick(leadership)
             elif self.led:
-                say(self.clock, "lost", term=self.led)
+                say(self.clock, "lost", term=self.led, depositions=elector.depositions)
                 self.term = self.led = 0
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(tick_s):

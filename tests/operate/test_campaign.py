@@ -1,0 +1,67 @@
+"""Which replica may campaign: none from a failed or drained region while another can."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from controlplane import config
+from controlplane.app import Replica
+from controlplane.clock import SystemClock
+from controlplane.model.ids import Epoch, RegionName
+from controlplane.model.plan import Phase, Plan, RegionStatus
+from controlplane.v1 import admin_pb2 as pb
+from tests.operate.lab import REGIONS, Lab, mutation, settings
+from tests.xds.lab import eventually
+
+
+def status(name: str, how: str) -> RegionStatus:
+    """One region of a plan: well, failed, or drained."""
+    phase = Phase.FAILED if how == "failed" else Phase.HEALTHY
+    return RegionStatus(name=RegionName(name), phase=phase, drained=how == "drained")
+
+
+@pytest.mark.parametrize(
+    ("east", "north", "south", "may"),
+    [
+        ("well", "well", "well", True),
+        ("well", "failed", "drained", True),
+        ("failed", "well", "well", False),
+        ("drained", "well", "well", False),
+        ("drained", "failed", "well", False),
+        ("failed", "failed", "failed", True),  # somebody must lead
+        ("drained", "failed", "drained", True),
+    ],
+)
+def test_a_region_that_is_out_stands_back(
+    tmp_path: Path, east: str, north: str, south: str, may: bool
+) -> None:
+    """The plan in force decides: failed or drained stands back, unless every region is out."""
+    ports = dict.fromkeys(REGIONS, (1, 2))
+    data = settings(["127.0.0.1:1"], tmp_path, ports, "t")
+    data["cluster"] |= {"id": "east-0", "region": "east"}
+    data["server"] |= {"grpc_listen": "127.0.0.1:1", "http_listen": "127.0.0.1:2"}
+    replica = Replica(config.parse(yaml.safe_dump(data)), SystemClock())
+    assert replica.eligible(), "nothing is known yet"
+    regions = tuple(map(status, ("east", "north", "south"), (east, north, south)))
+    replica.board.adopt(Plan(epoch=Epoch(1), regions=regions))
+    assert replica.eligible() is may
+    replica.file.close()
+
+
+async def test_a_drained_region_leaves_the_leadership_to_another(lab: Lab) -> None:
+    """The leader goes; the first of the others in rank is drained, so the second leads."""
+    first = lab.leader()
+    assert first is not None
+    drained, well = (name for name in REGIONS if name != first)
+    async with lab.admin(first) as stub:
+        request = pb.DrainRegionRequest(region=drained, mutation=mutation())
+        asked = await stub.DrainRegion(request)
+        await stub.WaitOperation(pb.WaitOperationRequest(id=asked.id, timeout_ms=60_000))
+    await eventually(lambda: not lab.replicas[drained].eligible(), "it knows of its drain")
+    assert lab.leader() == first
+    await lab.stop(first)
+    await eventually(lambda: lab.leader() is not None, "another leads")
+    assert lab.leader() == well

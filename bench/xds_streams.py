@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import itertools
 import json
 import os
@@ -28,6 +27,7 @@ import uvloop
 from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
+from controlplane import garbage
 from controlplane.adapters.xds_admission import AdsLimits, NoMetrics
 from controlplane.adapters.xds_ads import (
     ADS_SERVER_OPTIONS,
@@ -155,7 +155,7 @@ async def serve(channels: int, *, bare: bool) -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     ads.publish(snapshot(1, dataplane))
-    gc.freeze()  # as a replica does
+    garbage.settle()  # as a replica does
     print(json.dumps({"port": port}), flush=True)
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
@@ -254,6 +254,7 @@ async def measure(streams: int, pushes: int, channels: int, *kind: str) -> dict[
         ]
         await clients.wait()
         await settled(say, streams)
+        garbage.settle()  # what is measured is the server, not this process looking for garbage
         full = await say("stat")
         latencies: list[list[float]] = []
         cpu = [(await say("stat"))["cpu_s"]]

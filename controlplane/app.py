@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +16,7 @@ import grpc
 import structlog
 
 from agents.store import PlanFile
-from controlplane import __version__, edges, logging
+from controlplane import __version__, edges, garbage, logging
 from controlplane.adapters.admin_changes import AdminService
 from controlplane.adapters.admin_local import LocalChanger
 from controlplane.adapters.audit_trail import AuditTrail
@@ -412,9 +411,7 @@ class Replica:
 async def serve(path: Path, config: WeirConfig, clock: Clock) -> None:
     """Run a replica until SIGTERM or SIGINT; SIGHUP reloads its configuration."""
     replica = Replica(config, clock)
-    # a hundred thousand imported objects never die: looking at them again takes 70 ms each time, in
-    # the middle of a tick or a push
-    gc.freeze()
+    garbage.settle()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, replica.reload, path)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -29,6 +29,8 @@ from tests.fabric.scenarios import EAST, hang, kill
 from tests.fabric.scenarios import flap as flap_region
 
 WARM_S = 4.0
+CHECKS_S = 10.0
+"""Longest interval between the checks of a peer."""
 DNS_PORT = 5300
 DNS_TARGET = 8080
 """Port of every gateway behind DNS, which gives no ports."""
@@ -230,6 +232,13 @@ PEERS = (
 )
 
 
+def phase_s(number: int) -> float:
+    """Return how much later a run's fault comes than the first run's could: otherwise it would meet
+    every peer's checks, which begin with the peer, at the same moment of their interval each time.
+    Spread evenly over the interval by the golden ratio, however many runs there are."""
+    return CHECKS_S * (number * 0.618034 % 1.0)
+
+
 async def one(lab: Lab, peer: Peer, fault: str, number: int, rate: float) -> Run:
     """Run one peer through one fault."""
     layout = lab.layout
@@ -237,7 +246,7 @@ async def one(lab: Lab, peer: Peer, fault: str, number: int, rate: float) -> Run
     try:
         path = await _bring_up(lab, peer, rate)
         await lab.until(lambda: paying(path), "payments succeed")
-        await asyncio.sleep(2 * WARM_S)
+        await asyncio.sleep(2 * WARM_S + phase_s(number))
         t0_ms = lab.clock.monotonic_ms()
         await FAULTS[fault](lab)
         await asyncio.sleep(4.0 if fault == "flapping" else peer.watch_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 import xml.etree.ElementTree as ET
@@ -20,6 +21,7 @@ from tests.fabric.figures import (
     summary,
     switches,
 )
+from tests.fabric.peers import CHECKS_S, phase_s
 from tests.fabric.plot import timeline
 from tests.fabric.scenarios import SCENARIOS
 
@@ -133,3 +135,11 @@ def test_every_scenario_of_the_issue_exists() -> None:
         "provider-grey", "flapping", "leader-lost", "etcd-leader-lost", "control-plane-gone",
         "cold-start",
     }  # fmt: skip
+
+
+def test_the_faults_of_peers_are_spread_over_their_checks() -> None:
+    """Five runs or twenty: no gap without a fault is twice as long as an even share."""
+    for runs in (5, 20):
+        phases = sorted(phase_s(number) for number in range(1, runs + 1))
+        gaps = [b - a for a, b in itertools.pairwise([0.0, *phases, CHECKS_S])]
+        assert max(gaps) < 2 * CHECKS_S / runs

@@ -325,6 +325,7 @@ EVERYTHING: Json = merge(
         },
         "networkPolicy": {
             "grpcFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
+            "listenerFrom": [{"namespaceSelector": {"matchLabels": {"pays": "true"}}}],
             "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}],
         },
         "monitoring": {

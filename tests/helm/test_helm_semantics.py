@@ -343,7 +343,30 @@ def test_network_policies_open_what_is_served(release: Release) -> None:
         opened = {p["port"] for rule in policy["spec"]["ingress"] for p in rule["ports"]}
         assert opened == set(pod.ports().values()), policy["metadata"]["name"]
         if policy["spec"].get("egress"):
-            assert {"protocol": "UDP", "port": 53} in policy["spec"]["egress"][0]["ports"]
+            dns, own, *others = policy["spec"]["egress"]
+            assert {"protocol": "UDP", "port": 53} in dns["ports"]
+            replicas = own["to"][0]["podSelector"]["matchLabels"]
+            assert matches(replicas, release.controlplane["spec"]["template"]["metadata"]["labels"])
+            container = release.controlplane["spec"]["template"]["spec"]["containers"][0]
+            grpc = next(p["containerPort"] for p in container["ports"] if p["name"] == "grpc")
+            assert [p["port"] for p in own["ports"]] == [grpc]
+            assert others, "what the user listed comes after"
+
+
+def test_network_policies_admit_only_who_is_named(release: Release) -> None:
+    """Each list of peers guards its own port and no other; an empty one leaves the port open."""
+    named = {"grpc": "ipBlock", "listener": "pays", "http": "namespaceSelector"}
+    restricted = "wallet" in str(release.files)  # the case that sets every list
+    for policy in release.of("NetworkPolicy"):
+        selector = policy["spec"]["podSelector"]["matchLabels"]
+        pod = next(w for w in release.workloads() if matches(selector, w.labels))
+        name = {number: port for port, number in pod.ports().items()}
+        for rule in policy["spec"]["ingress"]:
+            (port,) = (name[p["port"]].removeprefix("weir-") for p in rule["ports"])
+            if restricted or port == "http":
+                assert named[port] in str(rule["from"]), port
+            else:
+                assert "from" not in rule, port
 
 
 def test_monitors_find_their_targets(release: Release) -> None:

@@ -134,6 +134,25 @@ def test_alertmanager_example_is_valid_and_routes() -> None:
         assert done.stdout.strip() == receiver, labels
 
 
+def test_one_burning_budget_makes_one_noise() -> None:
+    """Each speed of burning silences every slower one of the same channel."""
+    rules = yaml.safe_load((PROMETHEUS / "alertmanager.yaml").read_text())["inhibit_rules"]
+    speeds = ("SloBurnFast", "SloBurnMedium", "SloBurnSlow")
+    for place, source in enumerate(speeds[:-1]):
+        (rule,) = (r for r in rules if r["source_matchers"] == [f'alertname = "{source}"'])
+        assert re.findall(r"SloBurn\w+", str(rule["target_matchers"])) == [*speeds[place + 1 :]]
+        assert "channel" in rule["equal"]
+
+
+def test_every_value_named_in_the_rules_is_one_of_the_chart() -> None:
+    """A comment that sends the reader to a Helm value names one that exists."""
+    text = (PROMETHEUS / "weir-alerts.rules.yaml").read_text()
+    values = yaml.safe_load((PROMETHEUS.parent / "helm/weir/values.yaml").read_text())
+    (path,) = re.findall(r"Helm chart does so with `([\w.]+)`", text)
+    for key in path.split("."):
+        values = values[key]
+
+
 def test_inhibition_names_alerts_that_exist() -> None:
     """A misspelt name in an inhibition silences nothing."""
     config = yaml.safe_load((PROMETHEUS / "alertmanager.yaml").read_text())

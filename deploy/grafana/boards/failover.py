@@ -139,8 +139,8 @@ def make() -> dashboard.Dashboard:
             "Leadership",
             [
                 (
-                    f"max(weir_term{{{CLUSTER}}}) - min(min_over_time(weir_term{{{CLUSTER}}}[$__range]))",
-                    "term since the start",
+                    f"sum(changes(weir:term:max{{{CLUSTER}}}[$__rate_interval]))",
+                    "changes of leader",
                 ),
                 (
                     f"sum(increase(weir_fenced_writes_rejected_total{{{CLUSTER}}}[$__rate_interval]))",
@@ -148,7 +148,7 @@ def make() -> dashboard.Dashboard:
                 ),
             ],
             unit="short",
-            text="A step: another leader (about 2 s). Writes refused: a deposed one tried.",
+            text="A peak: another leader (about 2 s). Writes refused: a deposed one tried.",
             width=8,
         )
     )

@@ -251,8 +251,10 @@ def make() -> dashboard.Dashboard:
     return made.with_panel(
         number(
             "Longest without a drill",
-            f"time() - min(max by (region) (weir_drill_last_timestamp_seconds{{{CLUSTER}}}))",
+            f"(time() - (min(max by (region) (weir_drill_last_timestamp_seconds{{{CLUSTER}}})) > 0)) "
+            "or vector(-1)",
             unit="s",
+            words={-1: ("never", BLUE)},
             steps=((None, GREEN), (7_776_000, BLUE)),
             text="A failover that is never practised is a hope. Blue: over 90 days, or never.",
             width=8,

@@ -25,7 +25,7 @@ def make() -> dashboard.Dashboard:
     made = board("weir-overview", "Overview", "Is anything wrong, and what does Weir do about it?")
     made.with_panel(
         number(
-            "Leader",
+            "Leader last heard",
             f"min(weir_leader_heartbeat_age_seconds{{{CLUSTER}}})",
             unit="s",
             decimals=1,

@@ -79,7 +79,7 @@ def make() -> dashboard.Dashboard:
     made.with_row(row("Evidence"))
     made.with_panel(
         lines(
-            "Others reach its ingress",
+            "Others fail to reach its ingress",
             [
                 (
                     "sum by (weir_region, target) (rate(weir_agent_ingress_probes_total"
@@ -140,7 +140,8 @@ def make() -> dashboard.Dashboard:
             [(f"max by (region) (weir_clock_offset_seconds{{{CLUSTER}{here}}})", "{{region}}")],
             unit="s",
             low=None,
-            text="Against the agents' reference. Providers refuse signatures from 300 s on.",
+            limit=60,
+            text="Against the agents' reference. ClockSkew fires at 60 s either way. Providers refuse signatures from 300 s on.",
             width=8,
         )
     )

@@ -119,6 +119,7 @@ class Link:
         finally:
             for wait in waits:
                 wait.cancel()
+            await asyncio.wait(waits)
 
     def _say(self, server: str, over: SessionOver, lasted_ms: int) -> None:
         now_ms = self._clock.monotonic_ms()

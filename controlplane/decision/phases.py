@@ -33,10 +33,10 @@ from controlplane.decision.signals import Signal, signal_of
 from controlplane.decision.state import ORDERED, RegionMemory
 from controlplane.decision.transitions import (
     ENTER,
+    Turn,
     climb,
     fail_while_out,
-    ordered_out,
-    region_event,
+    order_out,
     stay_suspect,
 )
 from controlplane.model.ids import RegionName
@@ -85,26 +85,25 @@ def advance(
     events: list[Event],
 ) -> RegionMemory:
     """Advance one region by one tick; append what happened to `events`."""
-    policy, now_ms = removals.policy, removals.now_ms
-    memory = _evidence(name, memory, seen, policy, now_ms, events)
+    turn = Turn(name=name, seen=seen, removals=removals, events=events)
+    memory = _evidence(memory, turn)
     order = next((d for d in intents.drains if d.region == name and d.immediate), None)
     signal, held = signal_of(name, memory, seen, intents, removals, ordered=order is not None)
-    if held and held != memory.held:
-        data = {"rule": held}
-        events.append(region_event("held", f"{name} is held as it is: {held}", name, data=data))
     if held != memory.held:
+        if held:
+            turn.say("held", f"{name} is held as it is: {held}", rule=held)
         memory = replace(memory, held=held)
     phase = TABLE[memory.phase, signal]
     if signal is Signal.ORDER and not memory.ordered and order is not None:
-        memory = ordered_out(name, memory, order.reason, order.drill, removals, events)
+        memory = order_out(memory, turn, order)
     elif phase is not memory.phase:
-        memory = ENTER[phase](name, memory, seen, removals, events)
+        memory = ENTER[phase](memory, turn)
     elif phase is Phase.SUSPECT:
-        memory = stay_suspect(name, memory, seen, removals, events)
+        memory = stay_suspect(memory, turn)
     elif phase is Phase.FAILED and memory.kind in ORDERED and seen.fail and not removals.hold:
-        memory = fail_while_out(name, memory, seen, removals, events)
+        memory = fail_while_out(memory, turn)
     elif phase is Phase.RECOVERING:
-        memory = climb(name, memory, seen, removals, events)
+        memory = climb(memory, turn)
     if order is None and memory.ordered:
         memory = replace(memory, ordered=False, clear_ms=None)
     verdict = _verdict(memory, seen)
@@ -120,15 +119,9 @@ def available_bp(memory: RegionMemory, policy: Policy) -> int:
     return 10_000
 
 
-def _evidence(
-    name: RegionName,
-    memory: RegionMemory,
-    seen: Assessment,
-    policy: Policy,
-    now_ms: int,
-    events: list[Event],
-) -> RegionMemory:
+def _evidence(memory: RegionMemory, turn: Turn) -> RegionMemory:
     """Note what the evidence says before any transition: seen, blind, good since."""
+    name, seen, now_ms = turn.name, turn.seen, turn.now_ms
     changes: dict[str, object] = {}
     if seen.seen and not memory.seen:
         changes["seen"] = True
@@ -136,17 +129,17 @@ def _evidence(
         changes["blind"] = seen.blind
         if seen.blind:
             text = f"{name} reports nothing, yet {seen.ups} vantages reach it: weights stay"
-            events.append(region_event("region_blind", text, name, Severity.WARNING))
+            turn.say("region_blind", text, Severity.WARNING)
         else:
-            events.append(region_event("region_sighted", f"{name} is no longer blind", name))
+            turn.say("region_sighted", f"{name} is no longer blind")
     good = seen.sound if memory.phase is Phase.FAILED else seen.clear
     if good and memory.clear_ms is None:
         changes["clear_ms"] = now_ms
     elif not good and memory.clear_ms is not None:
         changes["clear_ms"] = None
-    if memory.damped_ms is not None and not damped(memory, policy, now_ms):
+    if memory.damped_ms is not None and not damped(memory, turn.policy, now_ms):
         changes["damped_ms"] = None
-        events.append(region_event("damping_over", f"{name} may return: it was quiet", name))
+        turn.say("damping_over", f"{name} may return: it was quiet")
     return replace(memory, **changes) if changes else memory  # type: ignore[arg-type]
 
 

@@ -90,6 +90,7 @@ class Applier:
         self._fed: Plan | None = None
         self._over_seen: tuple[str, int, int] = ("", 0, 0)
         self._settled_epoch = 0
+        self._disk_until_ms = 0
         self._confirmed = False
         self._vouched = False
         self._offered_epoch = 0
@@ -170,6 +171,7 @@ class Applier:
             return Verdict(epoch=self._applied_epoch, error=str(error))
         # whether it is confirmed stays as it was: a replica cut off from etcd may serve an old plan
         self._message, self._plan, self._over = message, plan, None
+        self._disk_until_ms = self._clock.monotonic_ms() + DISK_WAIT_MS
         await self._save_soon()
         self._settled_epoch = self.accepted_epoch
         await self._feed()
@@ -256,8 +258,7 @@ class Applier:
     async def _feed(self) -> None:
         async with self._feeding:
             plan = self._in_force()
-            # a confirmation or an override must not carry a plan past its turn at the disk
-            if plan is None or plan.epoch > self._settled_epoch:
+            if plan is None or self._is_at_the_disk(plan):
                 return
             confirmed = self._vouched or (self._confirmed and plan.epoch > self._offered_epoch)
             self._vouched, self._offered_epoch = False, plan.epoch
@@ -272,6 +273,12 @@ class Applier:
                     return
             self._complaint, self._fed = "", plan
             self._applied_epoch = plan.epoch
+
+    def _is_at_the_disk(self, plan: Plan) -> bool:
+        """Tell whether the disk has its turn: a confirmation or an override must not overtake it.
+        The turn ends by the clock too: an offer may be cancelled with the link that brought it."""
+        waiting = self._clock.monotonic_ms() < self._disk_until_ms
+        return waiting and plan.epoch > self._settled_epoch
 
     async def _keep_feeding(self) -> None:
         while True:

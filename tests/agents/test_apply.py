@@ -241,6 +241,32 @@ async def test_a_confirmation_does_not_overtake_the_disk(monkeypatch: pytest.Mon
     assert sink.taken == [(5, True)]  # and the confirmation is not lost
 
 
+async def test_an_offer_cut_off_at_the_disk_is_still_applied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The link that brought a plan dies while the plan is being written, and the disk hangs: nobody
+    offers that epoch again, and the data plane gets it all the same."""
+    monkeypatch.setattr(apply, "SINK_RETRY_MS", 10)
+    writing, release = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    class SlowFile(_MemoryFile):
+        def save(self, saved: Saved) -> None:
+            loop.call_soon_threadsafe(writing.set)
+            asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
+            super().save(saved)
+
+    sink = Recorder()
+    async with running(Applier(SlowFile(), SystemClock(), [sink])) as applier:
+        async with asyncio.TaskGroup() as group:
+            offer = group.create_task(applier.offer(plan(5)))
+            await writing.wait()
+            offer.cancel()
+        await eventually(lambda: applier.applied_epoch == 5, "applied without its offer")
+        release.set()
+    assert sink.taken == [(5, False)]
+
+
 async def test_slow_disk_does_not_hold_up_a_plan() -> None:
     """A disk that hangs costs a bounded wait, not the failover."""
     release = asyncio.Event()

@@ -108,7 +108,8 @@ def _returns(case: Judged) -> Iterator[Refusal]:
     for name in case.returns:
         now = case.state.memory.regions.get(name)
         # a region that went by order counts as unhealthy too: the order may be taken back at once
-        if now is not None and now.verdict is Verdict.UNHEALTHY and now.kind not in ORDERED:
+        unfit = now is not None and now.verdict is Verdict.UNHEALTHY and now.clear_ms is None
+        if now is not None and unfit and now.kind not in ORDERED:
             yield Refusal(
                 rule="target_ready",
                 message=f"{name} is unhealthy now: {now.cause}",

@@ -121,13 +121,20 @@ def test_regions_that_get_no_more_are_not_asked():
     assert any("south" in line for line in judged(policy, intents=back))
 
 
-def east_failed(intents: Intents, held: Intents, *, north_drained: bool = False) -> list[str]:
+def east_failed(
+    intents: Intents, held: Intents, *, north_drained: bool = False, clear_ms: int | None = None
+) -> list[str]:
     """Rules that refuse a change while East is failed and `held` holds."""
     topology = demo_topology(Policy())
     state = State.initial(topology)
     regions = dict(state.memory.regions)
     regions[EAST] = replace(
-        regions[EAST], phase=Phase.FAILED, verdict=Verdict.UNHEALTHY, kind="dead", cause="no report"
+        regions[EAST],
+        phase=Phase.FAILED,
+        verdict=Verdict.UNHEALTHY,
+        kind="dead",
+        cause="no report",
+        clear_ms=clear_ms,
     )
     now = plan(topology, east=0, north=9000, south=1000)
     statuses = (
@@ -162,6 +169,14 @@ def test_what_holds_already_refuses_nothing_else(held: Intents) -> None:
     frozen = replace(held, freeze=Freeze(reason="hold on"))
     assert east_failed(frozen, held) == []
     assert set(east_failed(frozen, NO_INTENTS)) & {"target_ready", "override_out"}
+
+
+def test_a_failed_region_may_be_called_back_once_its_evidence_is_good() -> None:
+    """It stays in the phase failed for its hold-down; the refusal's remedy, good evidence, is enough
+    for the order to be taken."""
+    back = replace(NO_INTENTS, failback=(EAST,))
+    assert "target_ready" in east_failed(back, NO_INTENTS)
+    assert "target_ready" not in east_failed(back, NO_INTENTS, clear_ms=1_000)
 
 
 def test_a_drain_makes_standing_overrides_count_again() -> None:

@@ -14,6 +14,7 @@ import grpc
 
 from controlplane import __version__
 from controlplane.cli.exits import DEADLINE, FAILED, REFUSED, UNREACHABLE, USAGE, CallError
+from controlplane.model.errors import InvalidInputError
 
 DEFAULT_SERVER: Final = "127.0.0.1:7700"
 DEFAULT_STATE_DIR: Final = ".weir/dev"
@@ -21,6 +22,8 @@ ATTEMPT_S: Final = 1.5
 """Deadline of one attempt at one replica: a hung replica accepts connections and never answers."""
 
 _RETRY_ELSEWHERE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+_NO_TLS: Final = ("handshake failed", "Socket closed")
+"""How gRPC tells of a server that is there and wants another, or any, certificate."""
 _EXIT = {
     grpc.StatusCode.INVALID_ARGUMENT: USAGE,
     grpc.StatusCode.NOT_FOUND: FAILED,
@@ -73,11 +76,18 @@ class Credentials:
         if self.server_name:
             options.append(("grpc.ssl_target_name_override", self.server_name))
         credentials = grpc.ssl_channel_credentials(
-            self.ca_file.read_bytes(),
-            self.key_file.read_bytes() if self.key_file else None,
-            self.cert_file.read_bytes() if self.cert_file else None,
+            _pem("--ca-file", self.ca_file),
+            _pem("--key-file", self.key_file),
+            _pem("--cert-file", self.cert_file),
         )
         return grpc.secure_channel(address, credentials, options)
+
+
+def _pem(option: str, path: Path | None) -> bytes | None:
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(option, f"{path}: {error.strerror}") from error
 
 
 def local_credentials() -> Credentials | None:
@@ -150,7 +160,14 @@ def _explain(error: Any, addresses: Sequence[str]) -> CallError:
     code = error.code()
     exit_code = _EXIT.get(code, FAILED)
     message = error.details() or code.name
-    if code in _RETRY_ELSEWHERE and "failed to connect" in message.lower():
+    unmet = code in _RETRY_ELSEWHERE and "failed to connect" in message.lower()
+    if unmet and any(sign in message for sign in _NO_TLS):
+        return CallError(
+            f"{', '.join(addresses)} hangs up during the handshake: mutual TLS needs --ca-file, "
+            f"--cert-file and --key-file that it trusts ({message.rpartition('last error: ')[2]})",
+            UNREACHABLE,
+        )
+    if unmet:
         return CallError(
             f"no replica answers at {', '.join(addresses)}; pass --server HOST:PORT, set "
             "WEIR_SERVER, or start a local topology with `weir dev`",

@@ -102,6 +102,11 @@ def ledgers(dev: DevRun) -> list[Path]:
     return [Path(path) for path in dev.topology["ledgers"].values()]
 
 
+def ticks(dev: DevRun) -> list[dict[str, Any]]:
+    """What it said every second, oldest first."""
+    return [line for line in dev.lines if line.get("type") == "tick"]
+
+
 def pay(dev: DevRun, key: str) -> dict[str, Any]:
     """One payment through Envoy."""
     request = urllib.request.Request(
@@ -201,7 +206,10 @@ def test_leader_killed_and_another_leads(whole: DevRun) -> None:
     """kill-leader kills the replica that leads; another one leads in a higher term, weights of a
     region that only lost its replica are kept."""
     term = max(plan["term"] for plan in whole.plans().values())
+    place = {replica["id"]: replica["region"] for replica in whole.topology["replicas"]}
+    (before, *_) = whole.plans().values()
     killed = next(iter(whole.chaos("kill-leader")["processes"]))
+    seen = len(ticks(whole))
 
     def next_leader() -> bool:
         statuses = [get_json(r["http"], "/api/status") for r in whole.topology["replicas"]]
@@ -211,6 +219,20 @@ def test_leader_killed_and_another_leads(whole: DevRun) -> None:
         )
 
     eventually(next_leader, "another replica leads in a higher term")
+
+    def decided() -> list[dict[str, Any]]:
+        return [tick for tick in ticks(whole)[seen:] if tick["leader"] not in {"", None, killed}]
+
+    eventually(lambda: len(decided()) >= 3, "the next leader has decided for three seconds")
+    region = place[killed]
+    served = [
+        route["channel"]
+        for route in before["routes"]
+        if any(w["region"] == region and w["weight_bp"] for w in route["weights"])
+    ]
+    assert served
+    for tick in decided():
+        assert all(tick["weights_bp"][channel][region] for channel in served)
 
 
 def test_degraded_channel_is_seen_by_the_payer_and_healed(whole: DevRun) -> None:

@@ -167,7 +167,10 @@ class EtcdPlanStore:
                             seen = newest.plan.epoch
                             yield newest
             except UnavailableError as error:
-                log.warning("plan_not_readable", error=str(error))
+                remedy = (
+                    "start etcd, or correct coordination.endpoints; tried again until it answers"
+                )
+                log.warning("plan_not_readable", error=str(error), remedy=remedy)
                 await self._clock.sleep_ms(RETRY_MS)
             except CompactedError:
                 continue  # read the key again: only the newest plan matters

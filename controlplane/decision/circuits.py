@@ -301,7 +301,10 @@ def _cause(columns: Mapping[str, Column], cell: int) -> str:
         )
     mean_ms = 2.0 ** (float(columns["recent_latency"][cell]) / calls / 4.0)
     usual_ms = 2.0 ** (float(columns["latency_base"][cell]) / 4.0)
-    return f"slow calls rose: mean {mean_ms:.0f} ms of late, {usual_ms:.0f} ms usual"
+    return (
+        f"more calls are slow than usual (mean {mean_ms:.0f} ms of late, {usual_ms:.0f} ms usual), "
+        f"{float(columns['slow_sum'][cell]):.0f} nats of evidence"
+    )
 
 
 def _event(

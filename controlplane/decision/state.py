@@ -32,6 +32,7 @@ import numpy.typing as npt
 from controlplane.decision import codec
 from controlplane.model.errors import InvalidInputError
 from controlplane.model.ids import ChannelName, Epoch, RegionName
+from controlplane.model.intents import Override
 from controlplane.model.plan import Breaker, FailoverRecord, Phase, Plan, Verdict
 from controlplane.model.topology import Topology
 
@@ -137,6 +138,8 @@ class Memory:
     settled: bool = False
     tilt_ms: int = 0
     frozen: bool = False
+    # those that were said to be set
+    overrides: tuple[Override, ...] = ()
     panic: bool = False
     # the leader hears nobody: since when, and long enough to say so
     alone_ms: int | None = None

@@ -37,7 +37,7 @@ from controlplane.decision.votes import Views, observe
 from controlplane.decision.world import World, compiled
 from controlplane.model.evidence import Evidence
 from controlplane.model.ids import ChannelName, Epoch
-from controlplane.model.intents import Intents
+from controlplane.model.intents import Intents, Override
 from controlplane.model.plan import (
     BreakerStatus,
     Event,
@@ -202,6 +202,9 @@ def _plan(
     notices = _say_drains(world, memory, limits, intents, events)
     if notices != memory.notices:
         memory = replace(memory, notices=notices)
+    if intents.overrides != memory.overrides:
+        _say_overrides(memory.overrides, intents.overrides, events)
+        memory = replace(memory, overrides=intents.overrides)
     if not (same and settled == memory.settled and limits.panic == memory.panic):
         memory = replace(memory, situation=situation, settled=settled, panic=limits.panic)
     regions = tuple(
@@ -354,10 +357,12 @@ def _say_drains(
     before = frozenset(
         s.name for s in (memory.plan.regions if memory.plan is not None else ()) if s.drained
     )
-    events.extend(
-        Event(kind="region_drained", message=f"{name} is drained", region=name)
-        for name in sorted(limits.drained - before)
-    )
+    orders = {drain.region: drain for drain in intents.drains}
+    for name in sorted(limits.drained - before):
+        order = orders[name]
+        text = f"{name} is drained{_asked(order.by, order.reason)}"
+        data = {"by": order.by, "reason": order.reason}
+        events.append(Event(kind="region_drained", message=text, region=name, data=data))
     events.extend(
         Event(kind="region_undrained", message=f"{name} is no longer drained", region=name)
         for name in sorted(before - limits.drained)
@@ -369,3 +374,31 @@ def _say_drains(
         text = f"{refused} stays in service although a drain is asked for: too few would be left"
         events.append(Event(kind="drain_refused", message=text, severity=Severity.WARNING))
     return tuple(refused.split(",")) if refused else ()
+
+
+def _say_overrides(
+    before: tuple[Override, ...], now: tuple[Override, ...], events: list[Event]
+) -> None:
+    """Say which channels' weights an operator fixed, or fixes no longer (lifted, or expired)."""
+    for order in now:
+        if order in before:
+            continue
+        weights = ", ".join(f"{name} {bp / 100:g} %" for name, bp in order.weights)
+        text = f"{order.channel} is fixed to {weights}{_asked(order.by, order.reason)}"
+        data = {"by": order.by, "reason": order.reason}
+        events.append(Event(kind="override_set", message=text, channel=order.channel, data=data))
+    fixed = {order.channel for order in now}
+    events.extend(
+        Event(
+            kind="override_ended",
+            message=f"{order.channel} is no longer fixed: lifted, or expired",
+            channel=order.channel,
+        )
+        for order in before
+        if order.channel not in fixed
+    )
+
+
+def _asked(by: str, reason: str) -> str:
+    """Say who asked, and why, as far as it is known."""
+    return f" by {by}" * bool(by) + f": {reason}" * bool(reason)

@@ -1,0 +1,54 @@
+"""What an operator orders is told as an event, with who and why, and once."""
+
+from __future__ import annotations
+
+from controlplane.decision.state import State
+from controlplane.decision.step import step
+from controlplane.model.evidence import Evidence
+from controlplane.model.intents import NO_INTENTS, Drain, Intents, Override
+from controlplane.simulation.demo import EAST, NORTH, demo_topology
+
+TOPOLOGY = demo_topology()
+DRAIN = Drain(region=EAST, reason="new switches", by="ops/ann")
+FIXED = Override(
+    channel="alipay", weights=((EAST, 9000), (NORTH, 1000)), reason="a test", by="ops/bob"
+)
+
+
+def told(*orders: Intents) -> list[list[tuple[str, str]]]:
+    """What each tick says of orders, by kind and text; the second half of a tick's life is another
+    leader's, who has only the state that was committed."""
+    state, said = State.initial(TOPOLOGY), []
+    for number, intents in enumerate(orders):
+        if number == len(orders) // 2:
+            state = State.from_bytes(state.to_bytes()).rebased()
+        decided = step(TOPOLOGY, state, Evidence(regions=()), intents, number * 500)
+        state = decided.state
+        kinds = ("region_drained", "region_undrained", "override_set", "override_ended")
+        said.append([(e.kind, e.message) for e in decided.events if e.kind in kinds])
+    return said
+
+
+def test_a_drain_is_told_with_who_and_why() -> None:
+    """At its beginning and at its end, not in between, nor by the next leader."""
+    drained = Intents(drains=(DRAIN,))
+    assert told(NO_INTENTS, drained, drained, NO_INTENTS) == [
+        [],
+        [("region_drained", "east is drained by ops/ann: new switches")],
+        [],
+        [("region_undrained", "east is no longer drained")],
+    ]
+
+
+def test_an_override_is_told_with_its_weights_who_and_why() -> None:
+    """When it is set, when it is set anew to something else, and when it is lifted or has expired."""
+    other = Override(channel="alipay", weights=((NORTH, 10_000),), reason="more")
+    one, two = Intents(overrides=(FIXED,)), Intents(overrides=(other,))
+    assert told(one, one, one, two, NO_INTENTS, NO_INTENTS) == [
+        [("override_set", "alipay is fixed to east 90 %, north 10 % by ops/bob: a test")],
+        [],
+        [],
+        [("override_set", "alipay is fixed to north 100 %: more")],
+        [("override_ended", "alipay is no longer fixed: lifted, or expired")],
+        [],
+    ]

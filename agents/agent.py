@@ -184,7 +184,7 @@ class Agent:
 
     @contextlib.asynccontextmanager
     async def _http(self) -> AsyncIterator[tuple[str, int]]:
-        app = http.application(self.applier, self._exposition, self._stop.is_set)
+        app = http.application(self.applier, self.identity, self._exposition, self._stop.is_set)
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=END_S)
         await runner.setup()
         try:

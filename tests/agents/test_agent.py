@@ -360,6 +360,41 @@ async def test_taken_relay_port_and_missing_configuration(tmp_path: Path) -> Non
         cli_agent.agent(None)
 
 
+async def test_page_status_and_events(
+    tmp_path: Path, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """People and machines see the epochs, a stream tells each newer plan, and is bounded."""
+    monkeypatch.setattr("agents.http.STREAMS_MAX", 1)
+    values = settings(tmp_path, replica.address)
+    async with running(Agent(config(values))) as addresses:
+        assert "No plan yet" in (await get(addresses, "/"))[1]
+        url = "http://{}:{}/api/events".format(*addresses.http)
+        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+            told: list[int] = []
+
+            async def until(epoch: int) -> None:
+                while not told or told[-1] < epoch:
+                    line = (await answer.content.readline()).decode()
+                    if line.startswith("data: "):
+                        told.append(json.loads(line[6:])["applied_epoch"])
+
+            await until(0)
+            assert (await get(addresses, "/api/events"))[0] == 503
+            for epoch in (3, 4):
+                await replica.publish(plan(epoch))
+                await until(epoch)
+        assert told == sorted(told)
+        assert set(told) == {0, 3, 4}
+        status = json.loads((await get(addresses, "/api/status"))[1])
+        _, html = await get(addresses, "/")
+    assert status == {
+        "agent": "a-0", "region": "east", "plan_epoch": 4, "applied_epoch": 4, "highest_epoch": 4,
+        "disk_well": True, "stopping": False,
+    }  # fmt: skip
+    assert "Weir agent east/a-0" in html
+    assert "<td>alipay</td>" in html
+
+
 async def test_sigterm_ends_in_order(tmp_path: Path, replica: Replica) -> None:
     """SIGTERM: a last report, the stream closed, exit code 0, JSON lines on stderr."""
     await replica.publish(plan(4))

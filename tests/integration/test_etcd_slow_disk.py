@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
 
 from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.etcd_links import EtcdOptions
@@ -49,7 +52,7 @@ async def through(
     await replicas.leader()
     for disk in disks:
         await asyncio.to_thread(disk.begin)
-    await until(ill, "the fault is there")
+    await until(ill, "the fault is there", FAULT_S)
     counts = [disk.slow_syncs() for disk in disks]
     begun = await kv.revision()
 
@@ -81,6 +84,14 @@ async def follower(cluster: EtcdCluster) -> SlowDisk:
     """Return the disk of a member that follows in raft."""
     leads = await raft_leader(cluster)
     return SlowDisk(cluster, next(m for m in cluster.members if m is not leads))
+
+
+@pytest.fixture
+def own_etcd(etcd_scratch: Path) -> Iterator[EtcdCluster]:
+    """Three members that wait out two slow syncs in a row: who leads raft on a slow disk goes on."""
+    cluster = EtcdCluster(etcd_scratch / "etcd", heartbeat_ms=300, election_ms=3000).start()
+    yield cluster
+    cluster.stop()
 
 
 async def test_a_slow_disk_is_left_by_clients(own_etcd: EtcdCluster) -> None:

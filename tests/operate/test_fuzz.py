@@ -55,6 +55,7 @@ async def test_nasty_requests_get_typed_answers_and_change_nothing(
 ) -> None:
     """Structure-aware nonsense on every method: no INTERNAL, no crash, same plan, same intents."""
     monkeypatch.setattr(authorisation, "BURST", 10**9)
+    monkeypatch.setattr(authorisation, "RATE_PER_S", 10**9)  # what earlier tests used up is back
     replica = lab.replicas["east"]
     async with lab.admin() as stub:
         before = await stub.GetStatus(pb.GetStatusRequest())

@@ -248,11 +248,12 @@ def make() -> dashboard.Dashboard:
             width=8,
         )
     )
+    oldest = f"min(max by (region) (weir_drill_last_timestamp_seconds{{{CLUSTER}}}))"
     return made.with_panel(
         number(
             "Longest without a drill",
-            f"(time() - (min(max by (region) (weir_drill_last_timestamp_seconds{{{CLUSTER}}})) > 0)) "
-            "or vector(-1)",
+            # 0 is "never": no fallback, so that a missing metric is still seen as missing
+            f"(time() - {oldest}) * ({oldest} > bool 0) - ({oldest} == bool 0)",
             unit="s",
             words={-1: ("never", BLUE)},
             steps=((None, GREEN), (7_776_000, BLUE)),

@@ -5,15 +5,19 @@ The same seed gives the same run. Nothing real is touched: no server, no clock.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import track
 
 from controlplane.cli.exits import USAGE
 from controlplane.cli.output import Format, print_data
 from controlplane.model.errors import InvalidInputError
 from controlplane.simulation.demo import demo_topology
+from controlplane.simulation.network import PERIOD_MS
 from controlplane.simulation.plot import svg
 from controlplane.simulation.run import Result, note
 from controlplane.simulation.scenarios import DAY_MS, SCENARIOS, scenario
@@ -44,7 +48,15 @@ def simulate(
     duration_ms = chosen.duration_ms if days is None else round(days * DAY_MS)
     result = Result()
     run = simulation(topology, chosen, seed, duration_ms)
-    for tick in run.ticks():
+    ticks = track(
+        run.ticks(),
+        description=f"{chosen.name}, {duration_ms / 1000:g} s",
+        total=duration_ms // PERIOD_MS,
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    for tick in ticks:
         note(result, tick)
     data = summary(chosen, seed, duration_ms, result)
     if plot is not None:

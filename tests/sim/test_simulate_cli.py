@@ -1,6 +1,11 @@
 """`weir simulate` and `weir replay` as a person calls them."""
 
+import contextlib
 import json
+import os
+import pty
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -39,6 +44,26 @@ def test_simulate_prints_json_and_draws(tmp_path):
     assert ET.parse(plot).getroot().tag.endswith("svg")
     again = call("-o", "json", "simulate", "crash", "--seed", 3)
     assert json.loads(again.stdout) == data
+
+
+def test_a_person_sees_how_far_it_is_and_a_file_does_not():
+    """On a terminal stderr shows the part done while it runs; elsewhere it stays empty."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "controlplane.cli.main", "simulate", "crash"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # how Linux tells that nobody has the other end any more
+        while part := os.read(ours, 4096):
+            seen += part
+    os.close(ours)
+    out, _ = run.communicate()
+    assert run.returncode == 0, seen
+    assert b"crash, " in seen
+    assert b"100%" in seen
+    assert b"moves on suspicion" in out
+    quiet = subprocess.run(command, capture_output=True, check=True)
+    assert (quiet.stdout, quiet.stderr) == (out, b"")
 
 
 def test_simulate_names_what_it_knows():

@@ -36,8 +36,8 @@ setup: ## install what the tests need (system packages through apt where it may)
 	@scripts/test_setup.sh
 	$(WITH_UV) "$$uv" sync --locked
 
-test: setup ## install what the tests need and run the whole suite, two files at a time
-	$(WITH_UV) exec "$$uv" run --quiet --locked pytest --numprocesses 2 --dist loadfile $(ARGS)
+test: setup ## install what the tests need and run the whole suite, three files at a time
+	$(WITH_UV) exec "$$uv" run --quiet --locked pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 check: ## format, lint, types, import contracts, generated code, API: seconds
 	$(WITH_UV) run="$$uv run --quiet --locked"; \

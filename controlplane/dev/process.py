@@ -166,8 +166,11 @@ class Child:
             self.process.wait(REAP_S)
 
     def pause(self) -> None:
-        """SIGSTOP: the process hangs, its sockets stay open."""
+        """SIGSTOP: the process hangs, its sockets stay open. Returns when every thread stands."""
         self.signal(signal.SIGSTOP)
+        if self.alive:
+            # looked at and left (WNOWAIT): the end of the process is still ours to collect
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """SIGCONT."""

@@ -166,6 +166,20 @@ class _MemoryFile(PlanFile):
         self.saved = saved
 
 
+class _HangingFile(_MemoryFile):
+    """A disk that hangs until it is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writing, self.release = asyncio.Event(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def save(self, saved: Saved) -> None:
+        self._loop.call_soon_threadsafe(self.writing.set)
+        asyncio.run_coroutine_threadsafe(self.release.wait(), self._loop).result()
+        super().save(saved)
+
+
 async def test_restart_from_disk_without_any_replica(tmp_path: Path) -> None:
     """A cold start during an outage: the plan is there, given to the data plane as unconfirmed."""
     async with running(Applier(PlanFile(tmp_path), SystemClock())) as applier:
@@ -215,27 +229,18 @@ async def test_a_confirmation_does_not_overtake_the_disk(monkeypatch: pytest.Mon
     the disk has it, so that kill -9 in between cannot bring an older plan back."""
     monkeypatch.setattr(apply, "DISK_WAIT_MS", 60_000)
     monkeypatch.setattr(apply, "SINK_RETRY_MS", 10)
-    writing, release = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    class SlowFile(_MemoryFile):
-        def save(self, saved: Saved) -> None:
-            loop.call_soon_threadsafe(writing.set)
-            asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
-            super().save(saved)
-
-    file, sink = SlowFile(), Recorder()
+    file, sink = _HangingFile(), Recorder()
     async with (
         running(Applier(file, SystemClock(), [sink])) as applier,
         asyncio.TaskGroup() as group,
     ):
         offer = group.create_task(applier.offer(plan(5)))
-        await writing.wait()
+        await file.writing.wait()
         applier.confirm(5)
         hungry = applier._hungry
         await eventually(lambda: not hungry.is_set(), "the confirmation was dealt with")
         assert (sink.taken, applier.applied_epoch) == ([], 0)
-        release.set()
+        file.release.set()
         assert (await offer).epoch == 5
     assert file.saved.plan == plan(5)
     assert sink.taken == [(5, True)]  # and the confirmation is not lost
@@ -247,43 +252,26 @@ async def test_an_offer_cut_off_at_the_disk_is_still_applied(
     """The link that brought a plan dies while the plan is being written, and the disk hangs: nobody
     offers that epoch again, and the data plane gets it all the same."""
     monkeypatch.setattr(apply, "SINK_RETRY_MS", 10)
-    writing, release = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    class SlowFile(_MemoryFile):
-        def save(self, saved: Saved) -> None:
-            loop.call_soon_threadsafe(writing.set)
-            asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
-            super().save(saved)
-
-    sink = Recorder()
-    async with running(Applier(SlowFile(), SystemClock(), [sink])) as applier:
+    file, sink = _HangingFile(), Recorder()
+    async with running(Applier(file, SystemClock(), [sink])) as applier:
         async with asyncio.TaskGroup() as group:
             offer = group.create_task(applier.offer(plan(5)))
-            await writing.wait()
+            await file.writing.wait()
             offer.cancel()
         await eventually(lambda: applier.applied_epoch == 5, "applied without its offer")
-        release.set()
+        file.release.set()
     assert sink.taken == [(5, False)]
 
 
 async def test_slow_disk_does_not_hold_up_a_plan() -> None:
     """A disk that hangs costs a bounded wait, not the failover."""
-    release = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    class SlowFile(_MemoryFile):
-        def save(self, saved: Saved) -> None:
-            asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
-            super().save(saved)
-
-    file = SlowFile()
+    file = _HangingFile()
     with capture_logs() as logs:
         async with running(Applier(file, SystemClock())) as applier:
             verdict = await applier.offer(plan(5))
             assert (verdict.epoch, verdict.error) == (5, "")
             assert file.saved == Saved()
-            release.set()
+            file.release.set()
             await eventually(lambda: file.saved.plan == plan(5), "saved at last")
     assert "disk_slow" in [log["event"] for log in logs]
 

@@ -439,12 +439,19 @@ async def test_agents_that_lose_a_replica_together_do_not_arrive_together(
     own is over (virtual time, seeded), and no tenth of the time has more than a quarter of them."""
     first, second, many, step_ms = await replicas(0), await replicas(0), 30, 10.0
     clock, arrived = StepClock(), {}
-    plain = connector(TlsSection())
+    plain, all_arrived = connector(TlsSection()), asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def held(server: str) -> AsyncIterator[grpc.aio.Channel]:
+        await all_arrived.wait()  # whoever reports already sleeps too, and would be counted as due
+        async with plain(server) as channel:
+            yield channel
 
     def connect_as(number: int) -> Connect:
         def connect(server: str) -> contextlib.AbstractAsyncContextManager[grpc.aio.Channel]:
             if server == second.address:
                 arrived.setdefault(number, clock.now_ms)
+                return held(server)
             return plain(server)
 
         return connect
@@ -463,6 +470,7 @@ async def test_agents_that_lose_a_replica_together_do_not_arrive_together(
         lost_ms = clock.now_ms
         await first.kill()
         await eventually(lambda: not any(a.meter.up for a in agents), "all have lost it")
+        await eventually(lambda: clock.sleeping == many, "every pause has begun")
         assert arrived == {}
         while len(arrived) < many:
             waiting = clock.sleeping
@@ -470,5 +478,6 @@ async def test_agents_that_lose_a_replica_together_do_not_arrive_together(
             assert due or clock.now_ms - lost_ms < servers.BACKOFF_BASE_MS
             expected = len(arrived) + due
             await eventually(lambda: len(arrived) >= min(many, expected), f"{waiting} waited")  # noqa: B023
+        all_arrived.set()
     assert max(arrived.values()) - lost_ms <= servers.BACKOFF_BASE_MS
     assert max(Counter(arrived.values()).values()) <= many // 4

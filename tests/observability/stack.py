@@ -127,8 +127,13 @@ class Monitoring:
         return float(result[0]["value"][1]) if result else None
 
     def has_data(self, expr: str, start_s: float, end_s: float) -> bool:
-        """Whether a range query has at least one sample that is a number (infinite counts)."""
-        result = self._get("query_range", query=expr, start=start_s, end=end_s, step=5)
+        """Whether a range query has at least one sample that is a number (infinite counts). One of
+        its steps is the end itself, so that what appeared last is seen."""
+        step_s = 5.0
+        start_s = end_s - step_s * math.ceil((end_s - start_s) / step_s)
+        # of both ends Prometheus keeps milliseconds, so they are given in whole ones
+        ends = {"start": f"{start_s:.3f}", "end": f"{end_s:.3f}"}
+        result = self._get("query_range", query=expr, step=step_s, **ends)
         return any(
             not math.isnan(float(value)) for series in result for _, value in series["values"]
         )

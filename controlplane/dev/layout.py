@@ -8,12 +8,12 @@ down, somebody's connection could sit on the port that its etcd member needs to 
 from __future__ import annotations
 
 import random
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from controlplane.dev.content import Content
+from controlplane.dev.process import claim_ports, is_free
 from controlplane.model.errors import WeirError
 
 LOWEST_PORT = 10_000
@@ -107,7 +107,7 @@ def plan_layout(state_dir: Path, content: Content, base: int | None) -> Layout:
     if base is not None:
         ports = dict(zip(keys, range(base, base + len(keys)), strict=True))
         for key, port in ports.items():
-            if not _is_free(port):
+            if not is_free(port):
                 raise PortTakenError(
                     f"port {port} (for {key}) is in use; choose another --ports BASE "
                     f"({len(keys)} ports from BASE on), or leave it out for free ones"
@@ -123,7 +123,7 @@ def _free_block(count: int) -> range:
     for _ in range(ATTEMPTS_MAX):
         first = draw.randrange(LOWEST_PORT, highest)
         block = range(first, first + count)
-        if all(_is_free(port) for port in block):
+        if claim_ports(block):
             return block
     raise PortTakenError(f"no {count} free ports in a row between {LOWEST_PORT} and {highest}")
 
@@ -134,14 +134,3 @@ def _first_ephemeral() -> int:
     except (OSError, ValueError):
         first = _DEFAULT_EPHEMERAL
     return first if first > LOWEST_PORT + 1000 else _DEFAULT_EPHEMERAL
-
-
-def _is_free(port: int) -> bool:
-    """Whether a server could listen there: what a closed connection left behind does not count."""
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):  # in use, or beyond 65535
-            return False
-    return True

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sysconfig
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 PORTS = (12_000, 30_000)
 """Where free ports are drawn: above the well-known ones, below the kernel's ephemeral range."""
 PORT_DRAWS = 10_000
+CLAIMS_MAX = 256
+"""Ports this process keeps to itself at a time; each costs a file descriptor."""
 REAP_S = 60.0
 """How long the kernel may take to end a killed child: a moment, or the machine is starved."""
 STOP_GRACE_S = 5.0
@@ -79,12 +82,12 @@ def find_binary(name: str, *, hint: str = "") -> str:
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback interface that was free a moment ago."""
+    """Return a TCP port of the loopback interface that is free, and claimed (see `claim_ports`)."""
     return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
-    """Return distinct free ports, all below the range of outgoing connections.
+    """Return distinct free ports, claimed, all below the range of outgoing connections.
 
     A server that is killed must find its port free when it comes back: from the ephemeral range a
     client's own connection (even to that very port) could have taken it.
@@ -93,19 +96,51 @@ def free_ports(count: int) -> list[int]:
     ports: list[int] = []
     for _ in range(PORT_DRAWS):
         port = draw.randrange(*PORTS)
-        if port not in ports and _is_free(port):
+        if claim_ports([port]):
             ports.append(port)
         if len(ports) == count:
             return ports
     raise WeirError(f"no {count} free ports in {PORTS[0]} to {PORTS[1]}")
 
 
-def _is_free(port: int) -> bool:
+_claims: deque[int] = deque()  # descriptors, oldest first
+
+
+def claim_ports(ports: Sequence[int]) -> bool:
+    """Take ports for this process, all or none; False when one is in use or another took it.
+
+    Between drawing a port and listening there, and while its server is down, it looks free to
+    everybody. A claim says that it is not: a Unix socket with an abstract name, which leaves no
+    file and ends with this process. Only who claims too hears of it, and only the last CLAIMS_MAX
+    of a process hold.
+    """
+    made: list[int] = []
+    for port in ports:
+        with socket.socket(socket.AF_UNIX) as mark:
+            try:
+                mark.bind(f"\0weir-port-{port}")
+            except OSError:
+                break
+            made.append(mark.detach())
+        if not is_free(port):
+            break
+    else:
+        _claims.extend(made)
+        while len(_claims) > CLAIMS_MAX:
+            os.close(_claims.popleft())
+        return True
+    for descriptor in made:
+        os.close(descriptor)
+    return False
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen there: what a closed connection left behind does not count."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind(("127.0.0.1", port))
-        except OSError:
+        except (OSError, OverflowError):  # in use, or beyond 65535
             return False
         return True
 

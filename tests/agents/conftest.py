@@ -9,6 +9,10 @@ import hypothesis
 import pytest
 import uvloop
 
+from tests.agents.linked import patient, replicas
+
+__all__ = ["patient", "replicas"]  # fixtures
+
 # no deadline: on a shared machine it would test the machine
 hypothesis.settings.register_profile("agents", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("agents")

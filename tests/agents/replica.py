@@ -16,6 +16,7 @@ from google.rpc import code_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from controlplane.adapters.wire_evidence import decode_report
+from controlplane.dev.process import free_port
 from controlplane.model.evidence import Report
 from controlplane.v1 import agent_pb2, agent_pb2_grpc, common_pb2, routing_pb2, routing_pb2_grpc
 
@@ -24,7 +25,7 @@ class Replica(agent_pb2_grpc.AgentServiceServicer, routing_pb2_grpc.RoutingServi
     """Takes reports, serves plans, notes everything."""
 
     def __init__(self, port: int = 0) -> None:
-        self.port = port
+        self.port = port or free_port()  # one that comes back must find its port free
         self.reports: list[Report] = []
         self.watches: list[routing_pb2.WatchPlanRequest] = []
         self.acks: list[tuple[str, int, str]] = []

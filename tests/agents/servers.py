@@ -16,6 +16,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from agents.targets import Subject, Target
 
+DEADLINE_MS = 60_000.0
+"""Of a target that answers: what is waited for comes at once, or the test is red."""
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -151,7 +153,7 @@ def target(port: int, kind: str = "http", **values: object) -> Target:
         "kind": kind,
         "host": "127.0.0.1",
         "port": port,
-        "deadline_ms": 5000.0,
+        "deadline_ms": DEADLINE_MS,
         "tls": kind == "https",
     }
     return Target(**{**base, **values})  # type: ignore[arg-type]

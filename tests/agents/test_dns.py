@@ -105,6 +105,7 @@ async def test_a_hung_resolver_times_out_in_dns_and_is_asked_once(names: Names) 
     seen = [await observe(wanted, resolver) for _ in range(3)]
     assert {s.reason for s in seen} == {Reason.TIMEOUT}
     assert all("dns" in s.detail for s in seen)
+    await eventually(lambda: names.asked, "the look-up has begun")
     assert len(names.asked) == 1
     names.hold.set()
     await eventually(lambda: not resolver._pending, "the look-up has ended")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +25,9 @@ from tests.console.browser import (
     chromium,
     console,
 )
+from tests.support import dev_run
 from tests.support.dev_run import QUICK_RETURN, DevRun, eventually, running, weir
+from tests.support.kept import Kept, kept
 
 expect.set_options(timeout=PATIENCE_MS)
 
@@ -31,30 +35,45 @@ expect.set_options(timeout=PATIENCE_MS)
 POLICY = (*QUICK_RETURN, "min_regions=2")
 
 
-@pytest.fixture(scope="module")
-def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevRun]:
+@contextlib.contextmanager
+def topology(folder: Path) -> Iterator[DevRun]:
     """Run the local topology, whose regions come back quickly."""
     policy = [word for pair in POLICY for word in ("--policy", pair)]
-    state = tmp_path_factory.mktemp("console") / "state"
-    with running(state, "--load", "10", *policy) as run:
-        run.until_ready()
-        yield run
+    with running(folder / "state", "--load", "10", *policy) as run:
+        yield run.until_ready()
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Run Chromium."""
-    with chromium() as running_browser:
-        yield running_browser
+def devs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept[DevRun]]:
+    """Keep one topology for all tests."""
+    with kept(lambda: topology(tmp_path_factory.mktemp("console"))) as found:
+        yield found
 
 
 @pytest.fixture
-def whole(dev: DevRun) -> Iterator[DevRun]:
+def dev(devs: Kept[DevRun], request: pytest.FixtureRequest) -> DevRun:
+    """Give the topology, to look at."""
+    return devs.get(request.node)
+
+
+@pytest.fixture
+def whole(devs: Kept[DevRun], request: pytest.FixtureRequest) -> Iterator[DevRun]:
     """Give the topology with everything running, before and after the test."""
-    eventually(dev.settled, "everything runs")
-    yield dev
-    dev.chaos("restore-region")
-    eventually(dev.settled, "everything runs again")
+    with dev_run.whole(devs, request.node) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browsers() -> Iterator[Kept[Browser]]:
+    """Keep one Chromium for all tests."""
+    with kept(chromium) as found:
+        yield found
+
+
+@pytest.fixture
+def browser(browsers: Kept[Browser], request: pytest.FixtureRequest) -> Browser:
+    """Give Chromium."""
+    return browsers.get(request.node)
 
 
 def home(dev: DevRun, region: str) -> str:

@@ -9,6 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.console.browser import AA, CONTRASTS, NAMELESS, PATIENCE_MS, PHONE, chromium, console
 from tests.console.scene import Scene, shown
+from tests.support.kept import Kept, kept
 
 expect.set_options(timeout=PATIENCE_MS)
 
@@ -32,10 +33,16 @@ STATES = {
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Run Chromium."""
-    with chromium() as running_browser:
-        yield running_browser
+def browsers() -> Iterator[Kept[Browser]]:
+    """Keep one Chromium for all tests."""
+    with kept(chromium) as found:
+        yield found
+
+
+@pytest.fixture
+def browser(browsers: Kept[Browser], request: pytest.FixtureRequest) -> Browser:
+    """Give Chromium."""
+    return browsers.get(request.node)
 
 
 def channel_names(page: Page) -> list[str]:

@@ -1,7 +1,7 @@
 """The main job on real processes: a region dies, payments go on.
 
-One `weir dev` for the module; every test puts the topology back before it ends, so the order does
-not matter. Nothing here asserts a speed: `bench/failover.py` measures it.
+One `weir dev` for the module, another one for a test that is run again; every test puts the topology
+back before it ends, so the order does not matter. Nothing here asserts a speed: `bench/failover.py` measures it.
 """
 
 from __future__ import annotations
@@ -26,15 +26,9 @@ from controlplane.dev.ledger import double_charges
 from controlplane.dev.measure import ENVOY, Recorder, violations
 from controlplane.dev.remote import ask
 from controlplane.model.errors import InvalidInputError
-from tests.support.dev_run import (
-    END_S,
-    QUICK_RETURN,
-    DevRun,
-    eventually,
-    get_json,
-    running,
-    weir,
-)
+from tests.support import dev_run
+from tests.support.dev_run import END_S, QUICK_RETURN, DevRun, eventually, get_json, weir
+from tests.support.kept import Kept, kept
 
 CLOCK = SystemClock()
 PATIENT = {
@@ -44,29 +38,33 @@ PATIENT = {
 }
 
 
-@pytest.fixture(scope="module")
-def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevRun]:
+@contextlib.contextmanager
+def topology(folder: Path) -> Iterator[DevRun]:
     """Run the local topology, whose regions come back quickly. Envoy's own checks are patient: on a
     starved machine they would take a pause of a second for the loss of every region at once."""
     policy = [word for pair in QUICK_RETURN for word in ("--policy", pair)]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in PATIENT.items():
             patch.setenv(f"WEIR_{name}", value)
-        state = tmp_path_factory.mktemp("dev") / "state"
-        with running(state, "--load", "40", *policy) as run:
-            run.until_ready()
-            yield run
+        run = DevRun(folder / "state", "--load", "40", *policy)
+    try:
+        yield run.until_ready()
+    finally:
+        run.stop()
+
+
+@pytest.fixture(scope="module")
+def devs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept[DevRun]]:
+    """Keep one topology for all tests."""
+    with kept(lambda: topology(tmp_path_factory.mktemp("dev"))) as found:
+        yield found
 
 
 @pytest.fixture
-def whole(dev: DevRun) -> Iterator[DevRun]:
+def whole(devs: Kept[DevRun], request: pytest.FixtureRequest) -> Iterator[DevRun]:
     """Give the topology with everything running, before and after the test."""
-    eventually(dev.settled, "everything runs")
-    yield dev
-    dev.chaos("restore-region")
-    for fault in dev.chaos("list")["faults"]:
-        dev.chaos("heal-channel", channel=fault["channel"])
-    eventually(dev.settled, "everything runs again")
+    with dev_run.whole(devs, request.node) as dev:
+        yield dev
 
 
 @contextlib.contextmanager
@@ -258,12 +256,15 @@ def test_redis_primary_killed_and_another_promoted(whole: DevRun) -> None:
     """kill-redis kills the primary; Sentinel promotes a replica. After the time of `--for` the old
     one is started again by itself, as a replica and not as a second primary."""
     old = whole.topology["redis"]["primary"]
-    whole.chaos("kill-redis", for_s=6)
+    (killed,) = whole.chaos("kill-redis")["processes"]
 
     def primaries() -> list[str]:
         return [a for a in whole.topology["redis"]["all"] if "role:master" in redis_role(a)]
 
     eventually(lambda: old not in primaries() and len(primaries()) == 1, "another is primary")
+    listed = whole.chaos("list")["processes"]
+    (region,) = (process["region"] for process in listed if process["name"] == killed)
+    whole.chaos("kill-redis", region=region, for_s=1)  # it is dead already; its time begins now
     eventually(lambda: redis_role(old) == "role:slave", "the old one is back, as a replica")
     eventually(lambda: whole.topology["redis"]["primary"] in primaries(), "topology.json says so")
     assert old not in primaries()

@@ -129,7 +129,7 @@ class LocalPod:
         return child
 
     def probe(self, name: str, kind: str) -> int | None:
-        """Ask a probe once; the HTTP status, or None when nobody answers."""
+        """Ask a probe once; the HTTP status, or None when nobody answers in its time."""
         container = self.container(name)
         get = container[kind]["httpGet"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -160,6 +160,20 @@ class LocalPod:
         except Exception as error:
             error.add_note(self.running[name].tail(40))
             raise
+
+    def told(self, name: str, kind: str) -> int:
+        """Ask a probe until it is answered and return the HTTP status: a kubelet, too, takes one
+        answer that comes late for nothing."""
+        found: list[int | None] = []
+
+        def answered() -> bool:
+            assert self.running[name].alive, self.running[name].tail(40)
+            found.append(self.probe(name, kind))
+            return found[-1] is not None
+
+        wait_until(answered, f"{name} {kind}", PROBE_S)
+        assert found[-1] is not None
+        return found[-1]
 
     def pre_stop(self, name: str) -> subprocess.Popen[str]:
         """Start a container's preStop hook."""

@@ -37,7 +37,7 @@ class _Gateway(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.arrived.set()
-        assert self.release.wait(30)
+        assert self.release.wait(60)
         self._answer({"region": "east", "status": "SUCCEEDED"})
 
     def _answer(self, body: Json) -> None:
@@ -129,7 +129,7 @@ def region(
                     "channels": {
                         "alipay": {
                             "probe": {"target": f"127.0.0.1:{backend.server_port}"},
-                            "timeout_ms": 20000,
+                            "timeout_ms": 60000,
                         }
                     },
                     "coordination": {"endpoints": etcd.endpoints},
@@ -169,12 +169,12 @@ def test_replica_and_agent_run_as_rendered(region: Region) -> None:
     replica = region.pod("weir-east")
     replica.start("weir")
     replica.wait_for("weir", "readinessProbe")
-    assert replica.probe("weir", "livenessProbe") == 200
+    assert replica.told("weir", "livenessProbe") == 200
 
     agent = region.pod("weir-east-agent")
     agent.start("agent")
     agent.wait_for("agent", "readinessProbe")
-    assert agent.probe("agent", "livenessProbe") == 200
+    assert agent.told("agent", "livenessProbe") == 200
 
     test = region.pod("weir-east-test")
     checked = test.run("config")
@@ -237,7 +237,7 @@ def test_a_rolling_restart_hands_over_leadership(region: Region) -> None:
 
     assert first.end("weir")[0] == 0
     wait_until(lambda: status(other).get("leader") == other.name, "the other to lead", 60)
-    assert other.probe("weir", "readinessProbe") == 200
+    assert other.told("weir", "readinessProbe") == 200
     first.start("weir")
     first.wait_for("weir", "readinessProbe")
     wait_until(lambda: leader() == other.name, "the first one to come back", 60)
@@ -256,8 +256,8 @@ def test_replica_is_alive_without_etcd_but_not_ready(
     path = Path(pod.local("/etc/weir")) / "weir.yaml"
     path.write_text(pod.local(yaml.safe_dump(config)))
     pod.start("weir")
-    assert pod.probe("weir", "livenessProbe") == 200
-    assert pod.probe("weir", "readinessProbe") == 503
+    assert pod.told("weir", "livenessProbe") == 200
+    assert pod.told("weir", "readinessProbe") == 503
 
 
 @PLAINTEXT
@@ -277,12 +277,12 @@ def test_gateway_starts_after_its_plan_and_drains_before_it_ends(region: Region)
     _Gateway.arrived.clear()
     _Gateway.release.clear()
     listener = pod.workload.ports()["listener"]
-    paying = http.client.HTTPConnection("127.0.0.1", listener, timeout=30)
+    paying = http.client.HTTPConnection("127.0.0.1", listener, timeout=60)
     paying.request(
         "POST", "/v1/channels/alipay/payments", b'{"amount": 100, "currency": "CNY"}',
         {"Idempotency-Key": "one", "Content-Type": "application/json"},
     )  # fmt: skip
-    assert _Gateway.arrived.wait(30)
+    assert _Gateway.arrived.wait(60)
     hook = pod.pre_stop("envoy")
     assert hook.stdout is not None
     assert "200 OK" in hook.stdout.readline()
@@ -291,11 +291,11 @@ def test_gateway_starts_after_its_plan_and_drains_before_it_ends(region: Region)
     assert json.loads(answer.read())["status"] == "SUCCEEDED"
     assert answer.getheader("connection") == "close"
     paying.close()
-    hook.communicate(timeout=30)
+    hook.communicate(timeout=60)
     assert hook.returncode == 0
     code, _ = pod.end("envoy")
     assert code == 0
-    assert pod.probe("weir-agent", "livenessProbe") == 200, "a native sidecar outlives Envoy"
+    assert pod.told("weir-agent", "livenessProbe") == 200, "a native sidecar outlives Envoy"
     assert pod.end("weir-agent")[0] == 0
     assert pod.strays() == []
     assert pod.get(listener, "/weir/ready") is None

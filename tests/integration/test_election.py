@@ -287,12 +287,20 @@ async def test_a_leader_cut_off_alone_is_replaced(
     )
     assert not cut_off.leads
     with pytest.raises(DeposedError):
-        await cut_off.store.commit(held, replace(PLAN, epoch=Epoch(99)), b"")
+        await answered(cut_off.store, held)
     assert check(await read_history(kv, cluster_name), cluster_name) == []
     await cut_off.stop()
     await far.aclose()
     for proxy in proxies:
         await proxy.stop()
+
+
+async def answered(store: EtcdPlanStore, held: Leadership) -> None:
+    """Commit a plan, again while etcd does not answer in time."""
+    while True:
+        with contextlib.suppress(UnavailableError):
+            await store.commit(held, replace(PLAN, epoch=Epoch(99)), b"")
+            return
 
 
 async def test_a_deleted_heartbeat_harms_nobody(

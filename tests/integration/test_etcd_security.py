@@ -63,7 +63,7 @@ def tls_etcd(tls: EtcdTls, etcd_scratch: Path) -> AsyncIterator[str]:
 async def test_mutual_tls(tls: EtcdTls, tls_etcd: str) -> None:
     """With the authority and a client certificate everything works, watches included; without the
     certificate, or without TLS, nobody answers."""
-    good = await EtcdClient.connect([tls_etcd], options=EtcdOptions(tls=tls, call_ms=10_000))
+    good = await EtcdClient.connect([tls_etcd], options=EtcdOptions(tls=tls, call_ms=60_000))
     written = await good.txn((), [Put(key=KEY, value=b"1")])
     watch = good.watch(KEY, written.revision)
     assert (await anext(watch))[0].value == b"1"

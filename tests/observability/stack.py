@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import math
 import socketserver
@@ -40,6 +41,9 @@ class Delivery:
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
     at_s: float
+    ended_s: float
+    """When it ended, as Prometheus says, and with it what it inhibits; the pager hears of it later.
+    Of one that fires: in the future, or long ago."""
 
 
 class Webhook:
@@ -57,6 +61,7 @@ class Webhook:
                         Delivery(
                             self.path.strip("/"), alert["status"], alert["labels"],
                             alert["annotations"], now_s(),
+                            dt.datetime.fromisoformat(alert["endsAt"]).timestamp(),
                         )
                     )  # fmt: skip
                 self.send_response(200)
@@ -140,7 +145,7 @@ class Monitoring:
 
     def _get(self, what: str, **args: Any) -> list[dict[str, Any]]:
         url = f"{self.url}/api/v1/{what}?{urllib.parse.urlencode(args)}"
-        with urllib.request.urlopen(url, timeout=20) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             body = json.load(answer)
         assert body["status"] == "success", body
         result: list[dict[str, Any]] = body["data"]["result"]

@@ -124,12 +124,13 @@ async def test_an_override_must_expire_sum_up_and_stay_in_its_channel(lab: Lab) 
             (bad,) = details(refused.value, error_details_pb2.BadRequest)
             assert bad.field_violations[0].field == field
         done = await wait(
-            stub, await stub.SetOverride(asked({"east": 4_000, "north": 6_000}, ttl_s=2))
+            stub, await stub.SetOverride(asked({"east": 4_000, "north": 6_000}, ttl_s=600))
         )
         assert done.done
         plan = (await stub.GetStatus(pb.GetStatusRequest())).plan
         assert weight(plan, "unionpay", "north") == 6_000
-        # it ends by itself
+        # one with the same weights in its place ends by itself
+        await stub.SetOverride(asked({"east": 4_000, "north": 6_000}, ttl_s=2))
         async with asyncio.timeout(100):
             while (
                 weight((await stub.GetStatus(pb.GetStatusRequest())).plan, "unionpay", "north")
@@ -224,7 +225,7 @@ async def test_a_drill_leaves_holds_and_returns(lab: Lab) -> None:
     """A drill takes the region out, times it, brings it back and says how long it took."""
     async with lab.admin() as stub:
         drill = await stub.StartDrill(
-            pb.StartDrillRequest(region="south", hold_s=1, mutation=mutation())
+            pb.StartDrillRequest(region="south", hold_s=5, mutation=mutation())
         )
         stages = []
         async with asyncio.timeout(100):

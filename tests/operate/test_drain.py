@@ -17,6 +17,7 @@ from controlplane.adapters import draining
 from controlplane.adapters.draining import Draining
 from controlplane.adapters.lock_client import LockClient
 from controlplane.adapters.peers import RECONNECT_BASE_MS, DigestFeed, PeerLinks, PeerService
+from controlplane.dev.process import free_port
 from controlplane.model.evidence import Digest
 from controlplane.model.ids import RegionName, ReplicaId
 from controlplane.v1 import (
@@ -208,7 +209,7 @@ async def test_peers_return_at_moments_of_their_own_however_often_one_restarts()
     bound every time (the peer had spoken), and is back."""
     clock, many = StepClock(), 10
     books, pauses = [Book() for _ in range(many)], []
-    server, port = await peer(0, clock)
+    server, port = await peer(free_port(), clock)
 
     class Noting(StepClock):
         async def sleep_ms(self, delay_ms: float) -> None:

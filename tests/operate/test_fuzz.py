@@ -15,7 +15,7 @@ from controlplane.adapters import authorisation
 from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import lock_pb2, lock_pb2_grpc
 from tests.operate.fuzz import calls
-from tests.operate.lab import Lab
+from tests.operate.lab import Lab, half_close
 from tests.operate.test_changes import details
 from tests.operate.test_security import METHODS
 
@@ -32,7 +32,7 @@ async def call(
             if method.server_streaming and method.client_streaming:
                 stream = channel.stream_stream(name)()
                 await stream.write(data)
-                await stream.done_writing()
+                await half_close(stream)
                 while await stream.read() is not grpc.aio.EOF and to_the_end:
                     pass
                 stream.cancel()

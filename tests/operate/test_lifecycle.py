@@ -200,7 +200,7 @@ def test_a_replica_without_etcd_starts_serves_its_last_good_plan_and_says_so(
     path.write_text(yaml.safe_dump(data))
     child = replica(path, tmp_path).start()
     wait_until(lambda: ready(http), "ready", 60)
-    answer = http_get(http, "/api/status", 5)
+    answer = http_get(http, "/api/status", 60)
     assert answer
     assert b'"coordinated": false' in answer[1]
     assert b"last known good plan stays in force" in answer[1]

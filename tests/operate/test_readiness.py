@@ -147,10 +147,11 @@ async def test_a_lag_that_is_told_is_judged_shown_and_expires(lab: Lab, tmp_path
         seen = await east.SetReadiness(says(1_000, validate_only=True))
         assert seen.validate_only
         assert any("north lags 60 s behind" in line for line in await refused_rules(south))
-        request = says(1_000, ttl_s=2)
+        request = says(1_000, ttl_s=600)
         first, again = await east.SetReadiness(request), await south.SetReadiness(request)
         assert first.id == again.id
         assert await refused_rules(south) == []
+        await east.SetReadiness(says(1_000, ttl_s=2))  # the same, for no longer than that
         async with asyncio.timeout(100):
             while not await refused_rules(south):
                 await asyncio.sleep(0.1)

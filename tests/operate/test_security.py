@@ -26,7 +26,7 @@ from controlplane.v1 import (
     routing_pb2,
 )
 from controlplane.v1 import admin_pb2 as pb
-from tests.operate.lab import Lab, report
+from tests.operate.lab import Lab, half_close, report
 
 MODULES = (admin_pb2, agent_pb2, lock_pb2, peer_pb2, routing_pb2, ads_pb2)
 METHODS = [
@@ -74,7 +74,7 @@ async def _code(
         async with asyncio.timeout(90 if denied else 2):
             if method.server_streaming and method.client_streaming:
                 call = channel.stream_stream(name)()
-                await call.done_writing()
+                await half_close(call)
                 await call.read()
             elif method.server_streaming:
                 await channel.unary_stream(name)(empty).read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import subprocess
@@ -14,7 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from controlplane.dev.remote import ask
+from tests.support.kept import Kept
 
 WEIR = (sys.executable, "-P", "-m", "controlplane.cli.main")
 READY_S = 200.0
@@ -53,9 +57,11 @@ def eventually(condition: Callable[[], Any], what: str, deadline_s: float = SETT
 def get_json(address: str, path: str) -> Any:
     """GET JSON; None when nobody answers well."""
     url = f"http://{address}{path}"
-    with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=2) as answer:
-        return json.load(answer)
-    return None
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return json.load(answer)
+    except (OSError, ValueError, http.client.HTTPException):  # gone, or killed in its answer
+        return None
 
 
 def descendants(pid: int) -> set[tuple[int, str]]:
@@ -173,3 +179,20 @@ def running(state_dir: Path, *args: str) -> Iterator[DevRun]:
         yield run
     finally:
         run.stop()
+
+
+@contextlib.contextmanager
+def whole(devs: Kept[DevRun], test: pytest.Item) -> Iterator[DevRun]:
+    """Give a topology with everything running, and see that it is again afterwards: one that does
+    not come back is told, and is not given to anybody else."""
+    dev = devs.get(test)
+    try:
+        eventually(dev.settled, "everything runs")
+        yield dev
+        dev.chaos("restore-region")
+        for fault in dev.chaos("list")["faults"]:
+            dev.chaos("heal-channel", channel=fault["channel"])
+        eventually(dev.settled, "everything runs again")
+    except BaseException:
+        devs.drop()
+        raise

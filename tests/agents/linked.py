@@ -89,7 +89,7 @@ class Agent:
                 yield self
             finally:
                 self.stop.set()
-                await asyncio.wait([linked], timeout=20)
+                await asyncio.wait([linked], timeout=60)
                 self.ended = linked.done()
                 linked.cancel()
                 applying.cancel()

@@ -29,7 +29,7 @@ class ManualClock:
         await asyncio.sleep(0)
 
 
-async def eventually(condition: Callable[[], object], what: str, deadline_s: float = 60.0) -> None:
+async def eventually(condition: Callable[[], object], what: str, deadline_s: float = 120.0) -> None:
     """Wait for an observable condition; the deadline is generous and only ends a broken test."""
     try:
         async with asyncio.timeout(deadline_s):

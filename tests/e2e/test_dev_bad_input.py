@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.dev.members import Role
-from tests.support.dev_run import DevRun, descendants, eventually, running, start_time, weir
+from tests.support.dev_run import END_S, DevRun, descendants, eventually, running, start_time, weir
 
 CHILDREN = 11
 """Processes below `weir dev` once etcd, Redis and the gateways have been started."""
@@ -166,7 +166,7 @@ def test_nothing_survives_its_end(tmp_path: Path, ending: signal.Signals, code: 
         assert f"pid {run.process.pid}" in one_line(second.stderr)
         hang_one(children)  # not even a child that hangs
         run.process.send_signal(ending)
-        assert run.process.wait(30) == code
+        assert run.process.wait(END_S) == code
         eventually(lambda: gone(children), "every child is gone")
         assert not (tmp_path / "state" / "topology.json").exists()
     with running(tmp_path / "state") as again:

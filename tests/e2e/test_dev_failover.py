@@ -112,7 +112,7 @@ def pay(dev: DevRun, key: str) -> dict[str, Any]:
         data=json.dumps({"amount": 100, "currency": "CNY"}).encode(),
         headers={"Idempotency-Key": key},
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 
 

@@ -40,7 +40,7 @@ def test_everything_speaks_mutual_tls(tmp_path: Path) -> None:
         with grpc.insecure_channel(address) as channel:
             stub = admin_pb2_grpc.AdminServiceStub(channel)
             with pytest.raises(grpc.RpcError) as refused:
-                stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=10)
+                stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=60)
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         for key in (tmp_path / "state" / "ca").glob("*.key"):
             assert key.stat().st_mode & 0o077 == 0
@@ -49,7 +49,7 @@ def test_everything_speaks_mutual_tls(tmp_path: Path) -> None:
             with grpc.secure_channel(address, credentials, OPTIONS) as channel:
                 stub = admin_pb2_grpc.AdminServiceStub(channel)
                 with pytest.raises(grpc.RpcError):
-                    stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=30)
+                    stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=60)
             eventually(lambda n=before: refused_handshakes(run) > n, f"counted: {name}")
         assert '"event": "handshake_failed"' in (run.state_dir / "logs" / "east-0.log").read_text()
 
@@ -71,7 +71,7 @@ def strangers(ca: Path) -> dict[str, grpc.ChannelCredentials]:
 def refused_handshakes(run: DevRun) -> float:
     """Failed handshakes as the first replica counts them."""
     url = f"http://{run.topology['replicas'][0]['http']}/metrics"
-    with urllib.request.urlopen(url, timeout=30) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         text = answer.read().decode()
     rows = re.findall(r'weir_calls_denied_total\{reason="handshake"\} (\S+)', text)
     return float(rows[0]) if rows else 0.0

@@ -70,7 +70,7 @@ def _run(name: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
         [find_binary(name, hint=_HINT), *map(str, args)],
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=200,
         check=False,
     )
 

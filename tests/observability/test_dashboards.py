@@ -29,7 +29,7 @@ def test_checked_in_json_is_generated() -> None:
         [sys.executable, generator("generate.py"), "--check"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -26,7 +26,7 @@ from controlplane.v1 import admin_pb2_grpc, agent_pb2, agent_pb2_grpc
 
 REGIONS = ("east", "north", "south")
 READY_S = 100
-"""Only a hung replica needs that long; the test's own limit is 120 s."""
+"""Only a hung replica needs that long."""
 
 
 def settings(

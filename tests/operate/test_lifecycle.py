@@ -28,7 +28,7 @@ from controlplane.dev.servers import http_get, wait_until
 from controlplane.model.plan import LocalOverride
 from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import agent_pb2
-from tests.operate.lab import REGIONS, Lab, report, settings
+from tests.operate.lab import READY_S, REGIONS, Lab, report, settings
 from tests.xds.lab import plan
 
 USAGE, FAILED, UNREACHABLE = 2, 1, 4
@@ -104,15 +104,15 @@ def test_sigterm_ends_a_replica_in_order_and_systemd_is_told(
     path, _, http = config_file(operate_etcd, tmp_path, "life1")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
-        sock.settimeout(60)
+        sock.settimeout(READY_S)
         child = replica(path, tmp_path, NOTIFY_SOCKET=str(tmp_path / "notify")).start()
         assert sock.recv(100) == b"READY=1"
-        wait_until(lambda: metric(http, "weir_leader 1.0"), "leads", 60)
-        wait_until(lambda: ready(http), "ready", 60)
+        wait_until(lambda: metric(http, "weir_leader 1.0"), "leads", READY_S)
+        wait_until(lambda: ready(http), "ready", READY_S)
         child.signal(signal.SIGTERM)
         assert sock.recv(100) == b"STOPPING=1"
         assert child.process
-        assert child.process.wait(90) == 0
+        assert child.process.wait(READY_S) == 0
     assert "leadership_lost" in child.log.read_text()
 
 
@@ -122,18 +122,20 @@ def test_a_reload_takes_a_good_file_and_refuses_a_bad_one(
     """SIGHUP: a changed policy is taken, a broken file or one that needs a restart changes nothing."""
     path, _, http = config_file(operate_etcd, tmp_path, "life2")
     child = replica(path, tmp_path).start()
-    wait_until(lambda: metric(http, "weir_leader 1.0"), "leads", 60)
+    wait_until(lambda: metric(http, "weir_leader 1.0"), "leads", READY_S)
     good = yaml.safe_load(path.read_text())
 
     def reload(data: object, result: str, count: int) -> None:
         path.write_text(yaml.safe_dump(data))
         child.signal(signal.SIGHUP)
         line = f'weir_config_reloads_total{{result="{result}"}} {count}.0'
-        wait_until(lambda: metric(http, line), line, 60)
+        wait_until(lambda: metric(http, line), line, READY_S)
 
     reload(good | {"policy": {**good["policy"], "dead_band_bp": 75}}, "ok", 1)
     assert "dead_band_bp: None -> 75" in child.log.read_text()
-    wait_until(lambda: "dead_band_bp: None -> 75" in audit(operate_etcd, "life2"), "audited", 60)
+    wait_until(
+        lambda: "dead_band_bp: None -> 75" in audit(operate_etcd, "life2"), "audited", READY_S
+    )
     reload(good | {"polcy": {}}, "refused", 1)
     assert "did you mean policy?" in child.log.read_text()
     reload(good | {"cluster": {**good["cluster"], "name": "other"}}, "refused", 2)
@@ -162,7 +164,7 @@ def test_a_bad_configuration_ends_the_start_with_one_line(
         started[words] = replica(directory / "weir.yaml", directory).start()
     for words, child in started.items():
         assert child.process
-        assert child.process.wait(100) == USAGE
+        assert child.process.wait(READY_S) == USAGE
         assert words in child.log.read_text()
         assert "Traceback" not in child.log.read_text()
 
@@ -175,7 +177,7 @@ def test_a_taken_port_ends_the_start_with_one_line(operate_etcd: list[str], tmp_
         taken.listen()
         child = replica(path, tmp_path).start()
         assert child.process
-        assert child.process.wait(100) == UNREACHABLE
+        assert child.process.wait(READY_S) == UNREACHABLE
     assert f"127.0.0.1:{rpc} cannot be used" in child.log.read_text()
     assert "Traceback" not in child.log.read_text()
 
@@ -192,14 +194,14 @@ def test_a_replica_without_etcd_starts_serves_its_last_good_plan_and_says_so(
     data["channels"]["unionpay"] |= {"on_isolation": "fail_closed", "endpoint_stale_after_ms": 9000}
     path.write_text(yaml.safe_dump(data))
     child = replica(path, tmp_path).start()
-    wait_until(lambda: ready(http), "ready", 60)
-    wait_until((tmp_path / "state" / "plan").exists, "plan on disk", 60)
+    wait_until(lambda: ready(http), "ready", READY_S)
+    wait_until((tmp_path / "state" / "plan").exists, "plan on disk", READY_S)
     assert served(rpc) == {"payments.alipay": (3, 0), "payments.unionpay": (2, 9000)}
     child.stop()
     data["coordination"]["endpoints"] = [f"127.0.0.1:{free_ports(1)[0]}"]
     path.write_text(yaml.safe_dump(data))
     child = replica(path, tmp_path).start()
-    wait_until(lambda: ready(http), "ready", 60)
+    wait_until(lambda: ready(http), "ready", READY_S)
     answer = http_get(http, "/api/status", 60)
     assert answer
     assert b'"coordinated": false' in answer[1]

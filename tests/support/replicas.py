@@ -14,7 +14,7 @@ from typing import Any
 from controlplane.dev.process import Child
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_S = 60.0
+WAIT_S = 120.0
 """Generous: what is waited for happens within seconds, or the test is red."""
 
 

@@ -10,8 +10,9 @@ import pytest
 import uvloop
 
 from tests.agents.linked import patient, replicas
+from tests.agents.whole import replica
 
-__all__ = ["patient", "replicas"]  # fixtures
+__all__ = ["patient", "replica", "replicas"]  # fixtures
 
 # no deadline: on a shared machine it would test the machine
 hypothesis.settings.register_profile("agents", deadline=None, max_examples=60)

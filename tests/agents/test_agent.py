@@ -1,16 +1,10 @@
-"""The whole agent: against real targets, a real replica and itself as a process."""
+"""The whole agent: against real targets and a real replica."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,80 +12,21 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
-import yaml
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from agents.agent import Addresses, Agent
+from agents.agent import Agent
 from agents.store import PlanFile, Saved
-from agents.targets import Subject, targets_of
-from controlplane.cli import agent as cli_agent
-from controlplane.config import WeirConfig, parse
 from controlplane.dev.process import free_port
-from controlplane.model.errors import InvalidInputError, WeirError
+from controlplane.model.errors import WeirError
 from controlplane.v1 import routing_pb2, routing_pb2_grpc
 from tests.agents.plans import plan
 from tests.agents.replica import Replica
 from tests.agents.servers import answering, serving
 from tests.agents.timing import eventually
+from tests.agents.whole import config, get, running, settings
 
-END_S = 200
-"""How long a process of our own may take from its start to its end on a starved machine."""
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-
-
-def settings(directory: Path, replica: str, **values: Any) -> dict[str, Any]:
-    """Return a configuration for an agent in east; `values` go over the section agent."""
-    return {
-        "cluster": {"id": "a-0", "region": "east"},
-        "regions": {
-            "east": {"role": "primary", "share_bp": 7000, "capacity_tps": 100},
-            "north": {"role": "standby", "share_bp": 3000, "capacity_tps": 100},
-        },
-        "channels": {"alipay": {"regions": ["east", "north"]}},
-        "coordination": {"endpoints": ["127.0.0.1:1"]},
-        "agent": {
-            "servers": [replica],
-            "http_listen": "127.0.0.1:0",
-            "state_dir": str(directory / "state"),
-            "interval_ms": 50,
-            **values,
-        },
-    }
-
-
-@pytest.fixture
-async def replica() -> AsyncIterator[Replica]:
-    """Return a replica that is gone at the end."""
-    replica = await Replica().start()
-    yield replica
-    await replica.kill()
-
-
-def config(settings: dict[str, Any]) -> WeirConfig:
-    """Check a configuration as the daemon does."""
-    return parse(yaml.safe_dump(settings))
-
-
-@contextlib.asynccontextmanager
-async def running(agent: Agent) -> AsyncIterator[Addresses]:
-    """Run an agent within the block and end it in order."""
-    ready: asyncio.Future[Addresses] = asyncio.get_running_loop().create_future()
-    async with asyncio.TaskGroup() as group:
-        group.create_task(agent.run(ready))
-        addresses = await ready
-        try:
-            yield addresses
-        finally:
-            agent.stop()
-
-
-async def get(addresses: Addresses, path: str) -> tuple[int, str]:
-    """GET from the agent's HTTP server."""
-    host, port = addresses.http
-    url = f"http://{host}:{port}{path}"
-    async with aiohttp.ClientSession() as session, session.get(url) as answer:
-        return answer.status, await answer.text()
 
 
 @contextlib.asynccontextmanager
@@ -248,26 +183,6 @@ async def test_envoy_files_follow_the_plan(tmp_path: Path, replica: Replica) -> 
         assert json.loads((tmp_path / "xds" / "eds-alipay.json").read_text())
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"cluster": {"id": "a-0"}}, "cluster.region: an agent needs its region"),
-        ({"agent": {"servers": []}}, "agent.servers: no replica"),
-        ({"agent": {"xds_dir": "x"}}, "agent.xds_dir: needs regions"),
-        ({"agent": {"grpc_listen": "0.0.0.0:1"}}, "agent.grpc_listen: 0.0.0.0:1: not loopback"),
-    ],
-)
-async def test_what_the_configuration_lacks_is_named(
-    tmp_path: Path, change: dict[str, dict[str, Any]], message: str
-) -> None:
-    """Each fault names its key and the remedy, before anything is started."""
-    values = settings(tmp_path, "127.0.0.1:1")
-    for section, keys in change.items():
-        values[section] = keys if section == "cluster" else {**values[section], **keys}
-    with pytest.raises(InvalidInputError, match=message.replace(".", r"\.")):
-        Agent(config(values))
-
-
 async def test_two_agents_cannot_share_a_folder(tmp_path: Path) -> None:
     """The second agent ends with a clear error; the first is not disturbed."""
     values = config(settings(tmp_path, f"127.0.0.1:{free_port()}"))
@@ -275,95 +190,6 @@ async def test_two_agents_cannot_share_a_folder(tmp_path: Path) -> None:
         with pytest.raises(WeirError, match="in use by another agent"):
             await Agent(values).run()
         assert (await get(addresses, "/livez"))[0] == 200
-
-
-def test_targets_are_those_of_the_region(tmp_path: Path) -> None:
-    """An agent probes its own channels and the others' ingress, each with a deadline of its own."""
-    values = settings(tmp_path, "127.0.0.1:1", interval_ms=500)
-    values["channels"] = {
-        "bank": {"regions": ["north"], "probe": {"target": "b:1"}},
-        "alipay": {
-            "regions": ["east"],
-            "probe": {"target": "[::1]:443", "kind": "https"},
-            "p99_ms": 100,
-        },
-        "slow": {"regions": ["east"], "probe": {"target": "s:1"}, "p99_ms": 1800},
-        "capped": {"regions": ["east"], "probe": {"target": "c:1"}, "p99_ms": 5000},
-        "other": {"regions": ["east", "north"], "probe": {"targets": {"north": "o:1"}}},
-        "set": {"regions": ["east"], "probe": {"target": "t:1", "timeout_ms": 77}},
-        "none": {"regions": ["east"]},
-    }
-    for name, region in values["regions"].items():
-        region["ingress"] = {"target": f"{name}:80"}
-    targets = {(t.subject, t.name): t for t in targets_of(config(values), "east")}
-    channels = {name: t for (subject, name), t in targets.items() if subject is Subject.CHANNEL}
-    assert set(channels) == {"alipay", "slow", "capped", "set"}
-    assert (channels["alipay"].host, channels["alipay"].port) == ("::1", 443)
-    assert channels["alipay"].tls
-    assert channels["alipay"].authority == "[::1]:443"
-    deadlines = {name: t.deadline_ms for name, t in channels.items()}
-    assert deadlines == {"alipay": 400.0, "slow": 3000, "capped": 3000, "set": 77}
-    assert [k for k in targets if k[0] is Subject.INGRESS] == [(Subject.INGRESS, "north")]
-    assert targets[Subject.INGRESS, "north"].deadline_ms == 400.0
-
-
-# --- as a process ------------------------------------------------------------------------------
-
-
-def weir_agent(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Start `weir agent` as users do."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "controlplane.cli.main", "agent", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
-def test_bad_input_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
-    """Broken YAML, no region, a taken port: one line on stderr that says what to
-    do; 2 for usage and configuration, 1 for the rest; nothing on stdout."""
-    broken = tmp_path / "broken.yaml"
-    broken.write_text("regions: [")
-    no_region = tmp_path / "no_region.yaml"
-    values = settings(tmp_path, "127.0.0.1:1")
-    del values["cluster"]["region"]
-    no_region.write_text(yaml.safe_dump(values))
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        port_taken = tmp_path / "port.yaml"
-        values = settings(tmp_path, "127.0.0.1:1", http_listen=address)
-        values["log"] = {"level": "error"}
-        port_taken.write_text(yaml.safe_dump(values))
-        cases = [
-            (["--config", str(broken)], 2, "broken.yaml:1:"),
-            (["--config", str(no_region)], 2, "cluster.region"),
-            (["--config", str(port_taken)], 1, "agent.http_listen"),
-        ]
-        children = [(weir_agent(*arguments), code, text) for arguments, code, text in cases]
-        try:
-            for child, code, text in children:
-                out, err = child.communicate(timeout=END_S)
-                assert child.returncode == code, err
-                assert text in err
-                assert len(err.strip().splitlines()) == 1, err
-                assert out == ""
-        finally:
-            for child, _, _ in children:
-                with child:  # closes its pipes
-                    child.kill()
-
-
-async def test_taken_relay_port_and_missing_configuration(tmp_path: Path) -> None:
-    """The relay's address is checked like the HTTP one; a call without configuration says so."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        values = settings(tmp_path, "127.0.0.1:1", grpc_listen=address)
-        with pytest.raises(WeirError, match=r"agent\.grpc_listen"):
-            await Agent(config(values)).run()
-    with pytest.raises(InvalidInputError, match="--config"):
-        cli_agent.agent(None)
 
 
 async def test_page_status_and_events(
@@ -399,45 +225,3 @@ async def test_page_status_and_events(
     }  # fmt: skip
     assert "Weir agent east/a-0" in html
     assert "<td>alipay</td>" in html
-
-
-async def test_sigterm_ends_in_order(tmp_path: Path, replica: Replica) -> None:
-    """SIGTERM: a last report, the stream closed, exit code 0, JSON lines on stderr."""
-    await replica.publish(plan(4))
-    path = tmp_path / "weir.yaml"
-    path.write_text(yaml.safe_dump(settings(tmp_path, replica.address)))
-    child = weir_agent("--config", str(path))
-    try:
-        await eventually(lambda: ("east/a-0", 4, "") in replica.acks, "applied", END_S)
-        child.send_signal(signal.SIGTERM)
-        out, err = await asyncio.to_thread(child.communicate, timeout=END_S)
-    finally:
-        child.kill()
-    assert child.returncode == 0, err
-    assert replica.half_closed == 1
-    assert out == ""
-    events = [json.loads(line)["event"] for line in err.strip().splitlines()]
-    assert events[-1] == "agent_stopped"
-    assert events.count("agent_stopping") == 1
-    assert PlanFile(tmp_path / "state").load().plan == plan(4)
-
-
-async def test_kill_9_and_restart_keep_the_plan(tmp_path: Path, replica: Replica) -> None:
-    """Kill -9 right after the acknowledgement: the restarted agent has the plan without replica. A
-    disk that took too long to be waited for (it says so) proves nothing: then once more."""
-    for epoch in range(4, 54):
-        await replica.publish(plan(epoch))
-        path = tmp_path / "weir.yaml"
-        values = settings(tmp_path, replica.address, http_listen=f"127.0.0.1:{free_port()}")
-        path.write_text(yaml.safe_dump(values))
-        child = weir_agent("--config", str(path))
-        try:
-            await eventually(lambda e=epoch: ("east/a-0", e, "") in replica.acks, "applied", END_S)
-        finally:
-            child.kill()
-            _, said = child.communicate()
-        if "disk_slow" not in said:
-            break
-    await replica.kill()
-    async with running(Agent(config(values))) as addresses:
-        assert json.loads((await get(addresses, "/api/plan"))[1])["epoch"] == epoch

@@ -87,6 +87,8 @@ class Release:
     name: str
     namespace: str
     files: dict[str, str] = field(repr=False)
+    case: str = ""
+    """Its name among CASES, when it is one of them."""
 
     @cached_property
     def objects(self) -> list[Json]:
@@ -384,6 +386,7 @@ class Harness:
         if key not in self._done:
             release, values = CASES[name]
             self._done[key] = self.helm.render(values, name=release, version=version)
+            self._done[key].case = name
         return self._done[key]
 
     def __enter__(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,16 +52,44 @@ def test_a_region_that_is_out_stands_back(
     replica.file.close()
 
 
+async def drain(lab: Lab, *regions: str) -> None:
+    """Drain regions, and wait until their replicas know."""
+    leader = lab.leader()
+    assert leader is not None
+    for region in regions:
+        async with lab.admin(leader) as stub:
+            request = pb.DrainRegionRequest(
+                region=region, mutation=mutation(override_rules=["capacity", "headroom"])
+            )
+            asked = await stub.DrainRegion(request)
+            await stub.WaitOperation(pb.WaitOperationRequest(id=asked.id, timeout_ms=60_000))
+        await eventually(lambda r=region: not lab.replicas[r].eligible(), "it knows of its drain")
+
+
+async def test_the_drained_wait_for_nobody_when_nobody_else_can(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only region that is not drained loses its only replica: a drained one leads, and does not
+    wait for others that do not exist. Here that wait would be an hour."""
+    patient = replace(lab.replicas["east"].elector._rules, ineligible_extra_ms=3_600_000)
+    for replica in lab.replicas.values():
+        monkeypatch.setattr(replica.elector, "_rules", patient)
+        monkeypatch.setattr(replica.elector._candidate, "_rules", patient)
+    first = lab.leader()
+    assert first is not None
+    others = [name for name in REGIONS if name != first]
+    await drain(lab, *others)
+    assert lab.leader() == first
+    await lab.stop(first)
+    await eventually(lambda: lab.leader() in others, "a drained one leads")
+
+
 async def test_a_drained_region_leaves_the_leadership_to_another(lab: Lab) -> None:
     """The leader goes; the first of the others in rank is drained, so the second leads."""
     first = lab.leader()
     assert first is not None
     drained, well = (name for name in REGIONS if name != first)
-    async with lab.admin(first) as stub:
-        request = pb.DrainRegionRequest(region=drained, mutation=mutation())
-        asked = await stub.DrainRegion(request)
-        await stub.WaitOperation(pb.WaitOperationRequest(id=asked.id, timeout_ms=60_000))
-    await eventually(lambda: not lab.replicas[drained].eligible(), "it knows of its drain")
+    await drain(lab, drained)
     assert lab.leader() == first
     await lab.stop(first)
     await eventually(lambda: lab.leader() is not None, "another leads")

@@ -45,11 +45,10 @@ from controlplane.model.errors import UnavailableError, WeirError
 from controlplane.model.evidence import Digest, Report
 from controlplane.model.ids import Epoch
 from controlplane.model.intents import NO_INTENTS, Intents
-from controlplane.model.plan import Phase
 from controlplane.reload import reload
 from controlplane.runtime.board import PlanBoard
 from controlplane.runtime.book import DigestBook
-from controlplane.runtime.election import ElectionRules
+from controlplane.runtime.election import ElectionRules, another_can, regions_out
 from controlplane.runtime.inbox import Inbox
 from controlplane.runtime.journal import Journal
 from controlplane.runtime.leadership import Elector
@@ -149,6 +148,7 @@ class Replica:
                 lease_ttl_s=coordination.lease_ttl_s,
             ),
             eligible=self.eligible,
+            alone=self.alone,
             writing=self.store.writing,
         )
         self.store.on_write = self.elector.renewed
@@ -388,11 +388,17 @@ class Replica:
     def eligible(self) -> bool:
         """Tell whether this replica may campaign: not from a failed or drained region while
         another can."""
-        plan = self.board.plan
-        if plan is None:
-            return True
-        out = {s.name for s in plan.regions if s.drained or s.phase is Phase.FAILED}
-        return self.me.region not in out or len(out) == len(plan.regions)
+        out = regions_out(self.board.plan)
+        return self.me.region not in out or len(out) == len(self.topology.regions)
+
+    def alone(self) -> bool:
+        """Tell whether no other replica that may campaign is heard."""
+        return not another_can(
+            self.book.entries(self.clock.monotonic_ms()),
+            regions_out(self.board.plan),
+            without=(self.me.replica, self.elector.leader_info.replica),
+            within_ms=self.config.coordination.takeover_after_ms,
+        )
 
     def not_ready_because(self) -> str:
         """Return why this replica cannot serve, empty when it can. Not leadership."""

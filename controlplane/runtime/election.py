@@ -13,7 +13,10 @@ Rules
   heartbeats (at most `takeover_max_ms`): on a slow disk the next leader would be no faster.
 - Candidates stagger by rank and jitter; collisions cost a transaction, nothing more.
 - Who is not eligible (its region is failed or drained, or it has just resigned) waits
-  `ineligible_extra_ms` longer: it leads only when nobody else does.
+  `ineligible_extra_ms` longer: it leads only when nobody else does. When nobody else *can* (no
+  replica of a region that is not out is heard, `another_can`), its region no longer holds it back:
+  it waits as long as for a standstill, at a vacant key too, so that whoever lives had the time to
+  be heard, and `alone_extra_ms`, so that one who lives unheard still is first.
 - A claim that failed waits `claim_backoff_ms`, doubled up to `claim_backoff_max_ms`.
 """
 
@@ -21,8 +24,12 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from controlplane.model.evidence import Digest
+from controlplane.model.ids import RegionName
+from controlplane.model.plan import Phase, Plan
 from controlplane.ports import LeaderKeyState
 
 
@@ -40,10 +47,35 @@ class ElectionRules:
     slow_factor: int = 2
     takeover_max_ms: int = 6000
     ineligible_extra_ms: int = 5000
+    alone_extra_ms: int = 500
     claim_backoff_ms: int = 200
     claim_backoff_max_ms: int = 3200
     lease_ttl_s: int = 5
     beats_kept: int = 16
+
+
+def regions_out(plan: Plan | None) -> frozenset[RegionName]:
+    """Regions that a plan calls drained or failed: they do not campaign while another can."""
+    regions = plan.regions if plan is not None else ()
+    return frozenset(s.name for s in regions if s.drained or s.phase is Phase.FAILED)
+
+
+def another_can(
+    heard: Iterable[tuple[Digest, int]],
+    out: Collection[RegionName],
+    without: Collection[str],
+    within_ms: int,
+) -> bool:
+    """Whether some replica of a region that is not `out` is heard: it could lead.
+
+    `heard` are the replicas' newest digests with their age in ms; one that is older than
+    `within_ms` says nothing any more. `without` names who does not count: ourselves, and the leader
+    whose heartbeat we see standing still, for it may be well and cut off from etcd.
+    """
+    return any(
+        age_ms <= within_ms and digest.region not in out and digest.replica not in without
+        for digest, age_ms in heard
+    )
 
 
 class Candidate:
@@ -107,16 +139,21 @@ class Candidate:
         ceiling_ms = max(self._rules.takeover_max_ms, self._rules.takeover_after_ms)
         return max(self._rules.takeover_after_ms, min(slow_ms, ceiling_ms))
 
-    def due_ms(self, *, eligible: bool) -> int | None:
-        """When to claim, if nothing changes until then; None while there is no reading."""
+    def due_ms(self, *, eligible: bool, alone: bool = False) -> int | None:
+        """When to claim, if nothing changes until then; None while there is no reading.
+
+        `alone`: we are not eligible, and nobody who is can be heard.
+        """
         if self._seen is None:
             return None
-        if self._seen.term == 0:
+        alone = alone and not eligible
+        if self._seen.term == 0 and not alone:
             wait_ms = self._rank * self._rules.vacant_step_ms
         else:
             wait_ms = self.takeover_ms() + self._rank * self._rules.rank_step_ms
-        wait_ms += self._jitter_ms + (0 if eligible else self._rules.ineligible_extra_ms)
-        return max(self._since_ms + wait_ms, self._not_before_ms)
+        if not eligible:
+            wait_ms += self._rules.alone_extra_ms if alone else self._rules.ineligible_extra_ms
+        return max(self._since_ms + wait_ms + self._jitter_ms, self._not_before_ms)
 
     def _restart(self, now_ms: int, *, unbroken: bool) -> None:
         self._since_ms = now_ms

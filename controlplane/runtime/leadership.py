@@ -60,7 +60,8 @@ class LeaderInfo:
 class Elector:
     """Campaigns, leads, steps down. `run` it once; ask `leadership` before every act.
 
-    `touch` makes one guarded write under a leadership (the plan store's). Connect the store's
+    `touch` makes one guarded write under a leadership (the plan store's). `eligible`: our region is
+    not out; `alone`: nobody else whose region is not out can be heard. Connect the store's
     `on_write` to `renewed` and its `on_deposed` to `deposed`; `writing` tells whether a write of
     its is under way.
     """
@@ -76,6 +77,7 @@ class Elector:
         rank: int = 0,
         rules: ElectionRules | None = None,
         eligible: Callable[[], bool] = lambda: True,
+        alone: Callable[[], bool] = lambda: False,
         writing: Callable[[], bool] = lambda: False,
         seed: int | None = None,
     ) -> None:
@@ -86,6 +88,7 @@ class Elector:
         self._clock = clock
         self._rules = rules or ElectionRules()
         self._eligible = eligible
+        self._alone = alone
         self._writing = writing
         self._candidate = Candidate(self._rules, rank, seeded(seed))
         self._held: Leadership | None = None
@@ -190,8 +193,10 @@ class Elector:
             await self._return(self._held, seen)
             return self._rules.poll_ms
         now_ms = self._clock.monotonic_ms()
-        eligible = now_ms >= self._rest_until_ms and self._eligible()
-        due_ms = self._candidate.due_ms(eligible=eligible)
+        rested = now_ms >= self._rest_until_ms
+        due_ms = self._candidate.due_ms(
+            eligible=rested and self._eligible(), alone=rested and self._alone()
+        )
         if due_ms is not None and now_ms >= due_ms:
             await self._claim(seen)
             return 0

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.model.ids import Term
+from controlplane.model.evidence import Digest
+from controlplane.model.ids import Epoch, RegionName, ReplicaId, Term
+from controlplane.model.plan import Phase, Plan, RegionStatus
 from controlplane.ports import LeaderKeyState
-from controlplane.runtime.election import Candidate, ElectionRules
+from controlplane.runtime.election import Candidate, ElectionRules, another_can, regions_out
 
 RULES = ElectionRules(jitter_ms=0)
 NOBODY = LeaderKeyState(revision=1)
@@ -112,6 +114,71 @@ def test_the_ineligible_wait_longer_but_not_for_ever() -> None:
     one = candidate()
     one.saw(1000, NOBODY)
     assert one.due_ms(eligible=False) == 1000 + RULES.ineligible_extra_ms
+
+
+def test_the_ineligible_do_not_wait_for_nobody() -> None:
+    """When nobody eligible can be heard, the extra wait does not apply: a standstill and a moment,
+    by rank; who is eligible is never held back by it."""
+    first, second = candidate(0), candidate(1)
+    for one in (first, second):
+        feed(one, beat(10), 1000, 2500)
+    alone_ms = 1000 + RULES.takeover_after_ms + RULES.alone_extra_ms
+    assert first.due_ms(eligible=False, alone=True) == alone_ms
+    assert second.due_ms(eligible=False, alone=True) == alone_ms + RULES.rank_step_ms
+    assert first.due_ms(eligible=True, alone=True) == first.due_ms(eligible=True)
+    assert alone_ms < 1000 + RULES.takeover_after_ms + RULES.ineligible_extra_ms
+
+
+def test_who_seems_alone_listens_first() -> None:
+    """A vacant key: whoever lives has the time of a standstill to be heard, and whoever is eligible
+    and heard by nobody is still first, also the last of five in rank."""
+    one, unheard = candidate(0), candidate(4)
+    for each in (one, unheard):
+        each.saw(1000, NOBODY)
+    alone_ms, eligible_ms = (
+        one.due_ms(eligible=False, alone=True), unheard.due_ms(eligible=True)
+    )  # fmt: skip
+    assert alone_ms == 1000 + RULES.takeover_after_ms + RULES.alone_extra_ms
+    assert eligible_ms is not None
+    assert alone_ms > eligible_ms + RULES.takeover_after_ms
+
+
+def heard(*names: str, age_ms: int = 100) -> list[tuple[Digest, int]]:
+    """Digests of replicas named region-number."""
+    return [
+        (Digest(replica=ReplicaId(n), region=RegionName(n[:-2]), boot=1, seq=1), age_ms)
+        for n in names
+    ]
+
+
+@pytest.mark.parametrize(
+    ("found", "can"),
+    [
+        (heard("east-0", "north-0"), True),
+        (heard("east-0", "south-0"), False),  # south is out too
+        (heard("east-0"), False),
+        (heard("north-0", age_ms=1500), True),
+        (heard("north-0", age_ms=1501), False),  # not heard for as long as a standstill
+        (heard("north-1"), False),  # the leader that stands still, although it is heard
+        (heard("east-1"), False),  # ours is drained, not only we
+        ([], False),
+    ],
+)
+def test_another_can_only_if_it_is_heard_and_not_out(
+    found: list[tuple[Digest, int]], can: bool
+) -> None:
+    """East and south are out, we are east-0, north-1 leads: only a living other of north counts."""
+    out = regions_out(
+        Plan(
+            epoch=Epoch(1),
+            regions=(
+                RegionStatus(name=RegionName("east"), drained=True),
+                RegionStatus(name=RegionName("north")),
+                RegionStatus(name=RegionName("south"), phase=Phase.FAILED),
+            ),
+        )
+    )
+    assert another_can(found, out, ("east-0", "north-1"), RULES.takeover_after_ms) is can
 
 
 def test_failed_claims_back_off() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,23 +52,6 @@ def test_a_region_that_is_out_stands_back(
     replica.file.close()
 
 
-async def test_a_drained_region_leaves_the_leadership_to_another(lab: Lab) -> None:
-    """The leader goes; of the others the drained one stands back, though it is the first in rank (unless
-    the leadership has moved meanwhile, on a starved machine), so the other leads."""
-    first = await led(lab)
-    drained = next(name for name in REGIONS if name != first)
-    async with lab.admin(first) as stub:
-        request = pb.DrainRegionRequest(region=drained, mutation=mutation())
-        asked = await stub.DrainRegion(request)
-        await stub.WaitOperation(pb.WaitOperationRequest(id=asked.id, timeout_ms=60_000))
-    await eventually(lambda: not lab.replicas[drained].eligible(), "it knows of its drain")
-    leader = await led(lab)
-    assert leader != drained
-    (well,) = set(REGIONS) - {leader, drained}
-    await lab.stop(leader)
-    assert await led(lab) == well
-
-
 async def led(lab: Lab) -> str:
     """Return the region that leads, once one does."""
     found: list[str | None] = []
@@ -79,3 +63,44 @@ async def led(lab: Lab) -> str:
     await eventually(leads, "one leads")
     assert found[-1]
     return found[-1]
+
+
+async def drain(lab: Lab, *regions: str) -> None:
+    """Drain regions, and wait until their replicas know."""
+    for region in regions:
+        async with lab.admin(await led(lab)) as stub:
+            request = pb.DrainRegionRequest(
+                region=region, mutation=mutation(override_rules=["capacity", "headroom"])
+            )
+            asked = await stub.DrainRegion(request)
+            await stub.WaitOperation(pb.WaitOperationRequest(id=asked.id, timeout_ms=60_000))
+        await eventually(lambda r=region: not lab.replicas[r].eligible(), "it knows of its drain")
+
+
+async def test_the_drained_wait_for_nobody_when_nobody_else_can(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only region that is not drained loses its only replica: a drained one leads, and does not
+    wait for others that do not exist. Here that wait would be an hour."""
+    patient = replace(lab.replicas["east"].elector._rules, ineligible_extra_ms=3_600_000)
+    for replica in lab.replicas.values():
+        monkeypatch.setattr(replica.elector, "_rules", patient)
+        monkeypatch.setattr(replica.elector._candidate, "_rules", patient)
+    first = await led(lab)
+    others = [name for name in REGIONS if name != first]
+    await drain(lab, *others)
+    await lab.stop(first)
+    await eventually(lambda: lab.leader() in others, "a drained one leads")
+
+
+async def test_a_drained_region_leaves_the_leadership_to_another(lab: Lab) -> None:
+    """The leader goes; of the others the drained one stands back, though it is the first in rank (unless
+    the leadership has moved meanwhile, on a starved machine), so the other leads."""
+    first = await led(lab)
+    drained = next(name for name in REGIONS if name != first)
+    await drain(lab, drained)
+    leader = await led(lab)
+    assert leader != drained
+    (well,) = set(REGIONS) - {leader, drained}
+    await lab.stop(leader)
+    assert await led(lab) == well

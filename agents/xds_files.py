@@ -27,6 +27,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import json_format
 
 from controlplane.adapters import xds_resources as shape
+from controlplane.adapters.xds_clusters import envoy_clusters
 from controlplane.adapters.xds_resources import CDS, EDS, LDS, RDS
 from controlplane.adapters.xds_snapshot import Snapshot, TypeSet, version_epoch
 from controlplane.model.dataplane import ChannelTraffic, DataPlane
@@ -91,12 +92,10 @@ class XdsFiles:
         return shape.file_source(str(self._directory / name), str(self._directory))
 
     def _clusters(self, channels: list[ChannelTraffic]) -> bytes:
-        clusters = {
-            shape.cluster_name(channel.name): shape.envoy_cluster(
-                channel, self._dataplane, self._source(eds_file(channel.name))
-            )
-            for channel in channels
-        }
+        clusters: dict[str, Any] = {}
+        for channel in channels:
+            source = self._source(eds_file(channel.name))
+            clusters |= envoy_clusters(channel, self._dataplane, source)
         return TypeSet.of(CDS, Epoch(0), clusters).body(None)
 
     def _listeners(self, channels: list[ChannelTraffic]) -> bytes:

@@ -11,23 +11,21 @@ on grpcio:
 - `healthy_panic_threshold` 0, one priority, `overprovisioning_factor` 100,000 (a region with one
   live endpoint keeps its whole share instead of passing it on).
 
-Local reaction. Active health checks and outlier detection count only what did *not answer*
-(`split_external_local_origin_errors`): a provider that fails behind every region must not empty
-the cluster. Retries happen where the request is known unsent. Where Envoy answers by itself, the
-header `x-weir-outcome` tells the client whether the payment can have left (`not_sent`) or not
-(`unknown`).
+Clusters, and what a data plane does by itself, are in `xds_clusters`. Retries happen where the
+request is known unsent. Where Envoy answers by itself, the header `x-weir-outcome` tells the client
+whether the payment can have left (`unknown`) or not (`not_sent`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from functools import lru_cache
 from typing import Any, Final
 
-from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import health_check_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2,
@@ -36,10 +34,9 @@ from envoy.extensions.http.early_header_mutation.header_mutation.v3 import (
     header_mutation_pb2,
 )
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
-from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import json_format
 
-from controlplane.model.dataplane import ChannelTraffic, DataPlane, Reaction, Retry
+from controlplane.model.dataplane import ChannelTraffic, DataPlane, Retry
 from controlplane.model.ids import FULL_BP
 from controlplane.model.plan import Route
 
@@ -68,8 +65,8 @@ PICKS: Final = 64
 """Picks until a retry has found another region; by weight, so a share of 2 % is found surely."""
 RETRY_UNSENT: Final = "connect-failure,refused-stream,reset-before-request"
 RETRY_IDEMPOTENT: Final = RETRY_UNSENT + ",reset"
-UPSTREAM_IDLE_S: Final = 30
-"""Idle upstream connections close before the gateway (keep-alive 75 s) would, in a race."""
+CHANNELS_KEPT: Final = 4096
+"""Channels whose routes are kept; more are built at every change of routes."""
 UNSENT_FLAGS: Final = ("UH", "UF", "UO", "NR", "NC")
 """Response flags of Envoy's own answers after which nothing can have left."""
 
@@ -81,11 +78,23 @@ def cluster_name(channel: str) -> str:
     return f"payments.{channel}"
 
 
-def _duration(ms: int) -> str:
+def unchecked_name(channel: str) -> str:
+    """Name of Envoy's cluster with a channel's endpoints that judges none of them."""
+    return f"unchecked.{channel}"
+
+
+def always_name(channel: str) -> str:
+    """Name of Envoy's cluster that is never empty while the plan leaves the channel a region."""
+    return f"always.{channel}"
+
+
+def duration(ms: int) -> str:
+    """Return a time as JSON of protobuf writes it."""
     return f"{ms / 1000:.3f}s"
 
 
-def _any(message: type[Any], **fields: Any) -> Json:
+def typed(message: type[Any], **fields: Any) -> Json:
+    """Return an `Any` as JSON of protobuf writes it."""
     return {"@type": _TYPE + message.DESCRIPTOR.full_name, **fields}
 
 
@@ -126,150 +135,64 @@ def assignment(
     return cla
 
 
-def envoy_cluster(
-    channel: ChannelTraffic, dataplane: DataPlane, eds_source: Json = ADS
-) -> cluster_pb2.Cluster:
-    """One channel's cluster for Envoy, with local fast reaction."""
-    thresholds = {
-        "max_connections": dataplane.max_requests,
-        "max_pending_requests": dataplane.max_requests,
-        "max_requests": dataplane.max_requests,
-        # retries of unsent requests reach nobody twice; for idempotent ones this bounds the load
-        "retry_budget": {"budget_percent": {"value": 25.0}, "min_retry_concurrency": 32},
-    }
-    body = {
-        **_cluster_base(channel, eds_source),
-        "health_checks": [_health_check(dataplane.reaction)],
-        "outlier_detection": _outliers(dataplane.reaction),
-        "ignore_health_on_host_removal": True,
-        "circuit_breakers": {"thresholds": [thresholds]},
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _any(
-                http_protocol_options_pb2.HttpProtocolOptions,
-                explicit_http_config={"http_protocol_options": {}},
-                common_http_protocol_options={"idle_timeout": f"{UPSTREAM_IDLE_S}s"},
-            )
-        },
-    }
-    return json_format.ParseDict(body, cluster_pb2.Cluster())
-
-
-def grpc_cluster(channel: ChannelTraffic, dataplane: DataPlane) -> cluster_pb2.Cluster:
-    """One channel's cluster for proxyless gRPC, which knows failure percentage as its only quick
-    reaction."""
-    reaction = dataplane.reaction
-    body = {
-        **_cluster_base(channel, ADS),
-        "outlier_detection": {
-            "interval": _duration(reaction.check_interval_ms + reaction.check_timeout_ms),
-            "base_ejection_time": _duration(reaction.return_after_ms),
-            "max_ejection_time": _duration(max(reaction.ejection_max_ms, reaction.return_after_ms)),
-            # one region always stays: gRPC cannot tell a provider's failure from a region's
-            "max_ejection_percent": 67,
-            "enforcing_success_rate": 0,
-            "enforcing_consecutive_5xx": 0,
-            "failure_percentage_threshold": 80,
-            "enforcing_failure_percentage": 100,
-            "failure_percentage_minimum_hosts": 1,
-            "failure_percentage_request_volume": reaction.eject_after_failures,
-        },
-    }
-    return json_format.ParseDict(body, cluster_pb2.Cluster())
-
-
-def _cluster_base(channel: ChannelTraffic, eds_source: Json) -> Json:
-    return {
-        "name": cluster_name(channel.name),
-        "type": "EDS",
-        "lb_policy": "ROUND_ROBIN",
-        "connect_timeout": _duration(channel.connect_timeout_ms),
-        "eds_cluster_config": {"eds_config": eds_source},
-        "common_lb_config": {
-            "healthy_panic_threshold": {"value": 0.0},
-            # Envoy's default keeps a second change of weights or health from its workers for 1 s
-            "update_merge_window": "0s",
-            "locality_weighted_lb_config": {},
-        },
-    }
-
-
-def _health_check(reaction: Reaction) -> Json:
-    interval = _duration(reaction.check_interval_ms)
-    return {
-        "timeout": _duration(reaction.check_timeout_ms),
-        "interval": interval,
-        # the default, 60 s, would leave a failure unnoticed until there is traffic
-        "no_traffic_interval": interval,
-        "no_traffic_healthy_interval": interval,
-        "unhealthy_threshold": reaction.check_fall,
-        "healthy_threshold": reaction.check_rise,
-        "http_health_check": {"path": reaction.check_path},
-    }
-
-
-def _outliers(reaction: Reaction) -> Json:
-    return {
-        "split_external_local_origin_errors": True,
-        "consecutive_local_origin_failure": reaction.eject_after_failures,
-        "enforcing_consecutive_local_origin_failure": 100,
-        # answers are judged by the leader: a provider down everywhere must not empty the cluster
-        "enforcing_consecutive_5xx": 0,
-        "enforcing_consecutive_gateway_failure": 0,
-        "enforcing_success_rate": 0,
-        "enforcing_local_origin_success_rate": 0,
-        "enforcing_failure_percentage": 0,
-        "enforcing_failure_percentage_local_origin": 0,
-        "interval": _duration(reaction.check_interval_ms),
-        "base_ejection_time": _duration(reaction.ejection_ms),
-        "max_ejection_time": _duration(reaction.ejection_max_ms),
-        # the default of 10 % never ejects one of three hosts
-        "max_ejection_percent": 100,
-    }
+def leaves_one(route: Route) -> bool:
+    """Whether a channel has one region left, which nothing but a plan may take from it."""
+    return sum(weight_bp > 0 for _, weight_bp in route.weights) == 1
 
 
 def envoy_routes(
-    channels: Iterable[ChannelTraffic], shed_bp: Iterable[tuple[str, int]]
+    channels: Iterable[ChannelTraffic],
+    shed_bp: Iterable[tuple[str, int]],
+    alone: Collection[str] = (),
 ) -> route_pb2.RouteConfiguration:
-    """Return the routes of Envoy's listener: shed first, then the channel's cluster, then 404."""
+    """Return the routes of Envoy's listener: shed first, then the channel's cluster, then 404.
+
+    `alone` has the `cluster_name`s of the channels with one region left. A failover changes it, so
+    what is expensive is kept by channel.
+    """
     shed = dict(shed_bp)
-    routes: list[Json] = [
-        {"match": {"path": READY_PATH}, "direct_response": {"status": 200}, "name": "ready"}
-    ]
+    made = route_pb2.RouteConfiguration(name=LISTENER)
+    host = made.virtual_hosts.add(name=LISTENER, domains=["*"])
+    host.routes.append(_answer("ready", {"path": READY_PATH}, {"status": 200}))
     for channel in channels:
         if shed.get(channel.name, 0):
-            routes.append(_shed_route(channel, shed[channel.name]))
-        if channel.retry is Retry.IDEMPOTENT:
-            routes.append(_channel_route(channel, keyed=True))
-        routes.append(_channel_route(channel, keyed=False))
-    routes.append(
-        {
-            "match": {"prefix": "/"},
-            "direct_response": {"status": 404, "body": {"inline_string": '{"error":"no route"}'}},
-            "name": "none",
-        }
-    )
+            host.routes.append(_shed_route(channel, shed[channel.name]))
+        for route in _channel_routes(channel):
+            host.routes.append(route)
+            if route.route.cluster in alone:
+                host.routes[-1].route.cluster = always_name(channel.name)
+    nothing = {"status": 404, "body": {"inline_string": '{"error":"no route"}'}}
+    host.routes.append(_answer("none", {"prefix": "/"}, nothing))
+    return made
+
+
+def _route(body: Json) -> route_components_pb2.Route:
+    return json_format.ParseDict(body, route_components_pb2.Route())
+
+
+def _answer(name: str, match: Json, answer: Json) -> route_components_pb2.Route:
+    return _route({"name": name, "match": match, "direct_response": answer})
+
+
+def _shed_route(channel: ChannelTraffic, shed_bp: int) -> route_components_pb2.Route:
+    share = {"numerator": min(shed_bp, FULL_BP), "denominator": "TEN_THOUSAND"}
     body = {
-        "name": LISTENER,
-        "virtual_hosts": [{"name": LISTENER, "domains": ["*"], "routes": routes}],
-    }
-    return json_format.ParseDict(body, route_pb2.RouteConfiguration())
-
-
-def _shed_route(channel: ChannelTraffic, shed_bp: int) -> Json:
-    return {
         "name": f"{channel.name}-shed",
-        "match": {
-            "prefix": channel.prefix,
-            "runtime_fraction": {
-                "default_value": {"numerator": min(shed_bp, FULL_BP), "denominator": "TEN_THOUSAND"}
-            },
-        },
+        "match": {"prefix": channel.prefix, "runtime_fraction": {"default_value": share}},
         "direct_response": {"status": 503, "body": {"inline_string": '{"error":"shed"}'}},
         "response_headers_to_add": [
             {"header": {"key": OUTCOME_HEADER, "value": "not_sent"}},
             {"header": {"key": "retry-after", "value": "1"}},
         ],
     }
+    return _route(body)
+
+
+@lru_cache(maxsize=CHANNELS_KEPT)
+def _channel_routes(channel: ChannelTraffic) -> tuple[route_components_pb2.Route, ...]:
+    """Routes to a channel's cluster; shared, so they must not be changed."""
+    keyed = (True, False) if channel.retry is Retry.IDEMPOTENT else (False,)
+    return tuple(_route(_channel_route(channel, keyed=with_key)) for with_key in keyed)
 
 
 def _channel_route(channel: ChannelTraffic, *, keyed: bool) -> Json:
@@ -281,17 +204,15 @@ def _channel_route(channel: ChannelTraffic, *, keyed: bool) -> Json:
         "match": match,
         "route": {
             "cluster": cluster_name(channel.name),
-            "timeout": _duration(channel.total_timeout_ms),
+            "timeout": duration(channel.total_timeout_ms),
             "retry_policy": {
                 "retry_on": RETRY_IDEMPOTENT if keyed else RETRY_UNSENT,
                 "num_retries": RETRIES,
-                "per_try_timeout": _duration(
-                    channel.per_try_timeout_ms or channel.total_timeout_ms
-                ),
+                "per_try_timeout": duration(channel.per_try_timeout_ms or channel.total_timeout_ms),
                 "retry_host_predicate": [
                     {
                         "name": "envoy.retry_host_predicates.previous_hosts",
-                        "typed_config": _any(previous_hosts_pb2.PreviousHostsPredicate),
+                        "typed_config": typed(previous_hosts_pb2.PreviousHostsPredicate),
                     }
                 ],
                 "host_selection_retry_max_attempts": PICKS,
@@ -305,7 +226,7 @@ def envoy_listener(
     host: str, port: int, channels: Iterable[ChannelTraffic], route_source: Json = ADS
 ) -> listener_pb2.Listener:
     """Return Envoy's listener for payments."""
-    manager = _any(
+    manager = typed(
         http_connection_manager_pb2.HttpConnectionManager,
         stat_prefix=LISTENER,
         rds={"route_config_name": LISTENER, "config_source": route_source},
@@ -341,7 +262,7 @@ def _no_orders() -> Json:
     matched = {"key_matcher": {"prefix": "x-envoy-"}}
     return {
         "name": "envoy.http.early_header_mutation.header_mutation",
-        "typed_config": _any(
+        "typed_config": typed(
             header_mutation_pb2.HeaderMutation, mutations=[{"remove_on_match": matched}]
         ),
     }
@@ -377,13 +298,13 @@ def _local_replies(channels: Iterable[ChannelTraffic]) -> Json:
 
 
 def _router() -> Json:
-    return {"name": "envoy.filters.http.router", "typed_config": _any(router_pb2.Router)}
+    return {"name": "envoy.filters.http.router", "typed_config": typed(router_pb2.Router)}
 
 
 def grpc_listener(channel: ChannelTraffic) -> listener_pb2.Listener:
     """Return the API listener that `xds:///payments.<channel>` asks for."""
     name = cluster_name(channel.name)
-    manager = _any(
+    manager = typed(
         http_connection_manager_pb2.HttpConnectionManager,
         rds={"route_config_name": name, "config_source": ADS},
         http_filters=[_router()],
@@ -398,7 +319,7 @@ def grpc_routes(channel: ChannelTraffic) -> route_pb2.RouteConfiguration:
     name = cluster_name(channel.name)
     action: Json = {
         "cluster": name,
-        "max_stream_duration": {"max_stream_duration": _duration(channel.total_timeout_ms)},
+        "max_stream_duration": {"max_stream_duration": duration(channel.total_timeout_ms)},
     }
     if channel.retry is Retry.IDEMPOTENT:
         action["retry_policy"] = {"retry_on": "unavailable", "num_retries": RETRIES}

@@ -26,11 +26,12 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
 
+from controlplane.adapters import xds_clusters as clusters
 from controlplane.adapters import xds_resources as shape
 from controlplane.adapters.xds_resources import CDS, EDS, LDS, RDS
 from controlplane.model.dataplane import ChannelTraffic, DataPlane
@@ -140,7 +141,10 @@ class Snapshot:
         routes = check_plan(plan, dataplane)
         served = tuple(c for c in dataplane.channels if c.name in routes)
         shed = tuple((c.name, routes[c.name].shed_bp) for c in served)
-        envoy, grpc, config = _configured(dataplane, served, shed)
+        alone = frozenset(
+            shape.cluster_name(c.name) for c in served if shape.leaves_one(routes[c.name])
+        )
+        envoy, grpc, config = _configured(dataplane, served, shed, alone)
         closing = frozenset(shape.cluster_name(c.name) for c in served if c.fail_closed)
         opened, closed = _endpoints(plan, dataplane, routes, served, config)
         for_envoy, for_grpc = (
@@ -217,30 +221,48 @@ def version_epoch(version: str) -> Epoch:
     return Epoch(int(head)) if head.isascii() and head.isdigit() else Epoch(0)
 
 
+class _Fixed(NamedTuple):
+    """What the configuration alone decides; expensive, and never built in a failover."""
+
+    envoy: Mapping[str, TypeSet]
+    grpc: Mapping[str, TypeSet]
+    grpc_clusters: Mapping[str, Any]
+    digest: str
+
+
+@lru_cache(maxsize=8)
+def _fixed(dataplane: DataPlane, served: tuple[ChannelTraffic, ...]) -> _Fixed:
+    name, none = shape.cluster_name, Epoch(0)
+    for_envoy: dict[str, Any] = {}
+    for channel in served:
+        for_envoy |= clusters.envoy_clusters(channel, dataplane)
+    envoy = {CDS: TypeSet.of(CDS, none, for_envoy), LDS: TypeSet.of(LDS, none, {})}
+    grpc = {
+        LDS: TypeSet.of(LDS, none, {name(c.name): shape.grpc_listener(c) for c in served}),
+        RDS: TypeSet.of(RDS, none, {name(c.name): shape.grpc_routes(c) for c in served}),
+    }
+    for_grpc = {name(c.name): clusters.grpc_cluster(c, dataplane) for c in served}
+    return _Fixed(envoy, grpc, for_grpc, _digest([repr(dataplane).encode()]))
+
+
 @lru_cache(maxsize=8)
 def _configured(
     dataplane: DataPlane,
     served: tuple[ChannelTraffic, ...],
     shed: tuple[tuple[str, int], ...],
+    alone: frozenset[str],
 ) -> tuple[Mapping[str, TypeSet], Mapping[str, TypeSet], str]:
-    """Build what changes with the configuration only (and with shedding, which is a route)."""
-    name = shape.cluster_name
-    none = Epoch(0)
-    envoy = {
-        CDS: TypeSet.of(
-            CDS, none, {name(c.name): shape.envoy_cluster(c, dataplane) for c in served}
-        ),
-        LDS: TypeSet.of(LDS, none, {}),
-        RDS: TypeSet.of(RDS, none, {shape.LISTENER: shape.envoy_routes(served, shed)}),
+    """Add to what is fixed what a plan changes seldom: shedding, and which channels have one region
+    left (`alone`, by cluster)."""
+    none, fixed = Epoch(0), _fixed(dataplane, served)
+    routes = shape.envoy_routes(served, shed, alone)
+    for_grpc = {
+        name: clusters.calm(cluster) if name in alone else cluster
+        for name, cluster in fixed.grpc_clusters.items()
     }
-    grpc = {
-        CDS: TypeSet.of(
-            CDS, none, {name(c.name): shape.grpc_cluster(c, dataplane) for c in served}
-        ),
-        LDS: TypeSet.of(LDS, none, {name(c.name): shape.grpc_listener(c) for c in served}),
-        RDS: TypeSet.of(RDS, none, {name(c.name): shape.grpc_routes(c) for c in served}),
-    }
-    return envoy, grpc, _digest([repr(dataplane).encode()])
+    envoy = {**fixed.envoy, RDS: TypeSet.of(RDS, none, {shape.LISTENER: routes})}
+    grpc = {**fixed.grpc, CDS: TypeSet.of(CDS, none, for_grpc)}
+    return envoy, grpc, fixed.digest
 
 
 @lru_cache(maxsize=LISTENERS_MAX)

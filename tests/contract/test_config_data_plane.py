@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from controlplane.adapters.xds_resources import envoy_cluster
+from controlplane.adapters.xds_clusters import envoy_clusters
 from controlplane.config import ConfigError, parse
 
 FILE: dict[str, Any] = {
@@ -30,7 +30,8 @@ def test_every_value_reaches_envoy() -> None:
     plane = parse(yaml.safe_dump({**FILE, "data_plane": section})).dataplane()
     assert plane is not None
     assert plane.stale_after_ms == 4000
-    cluster = envoy_cluster(plane.channels[0], plane)
+    channel = plane.channels[0]
+    cluster = envoy_clusters(channel, plane)[f"payments.{channel.name}"]
     check, outliers = cluster.health_checks[0], cluster.outlier_detection
     assert check.http_health_check.path == "/alive"
     assert check.timeout.ToMilliseconds() == 900

@@ -17,6 +17,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from controlplane.adapters import xds_resources as shape
+from controlplane.adapters.xds_clusters import health_check
 from controlplane.dev.ledger import double_charges
 from controlplane.dev.process import find_binary
 from controlplane.model.dataplane import ChannelTraffic, Reaction
@@ -143,7 +144,7 @@ def envoy_typical(layout: places.Places) -> list[str]:
 def envoy_aggressive(layout: places.Places) -> list[str]:
     """Return Envoy with Weir's intervals, and the usual return after two good checks."""
     reaction = Reaction()
-    checks = shape._health_check(reaction)
+    checks = health_check(reaction)
     checks.pop("http_health_check")
     return _envoy(layout, {**checks, "healthy_threshold": 2})
 

@@ -75,11 +75,13 @@ async def eventually(
 
 @dataclass
 class Gateway:
-    """One region's payment gateway: counts what arrives, can hang, fail and be unhealthy."""
+    """One region's payment gateway: counts what arrives, can hang, fail, be unhealthy, and answer no
+    check (`deaf`) while it takes payments."""
 
     region: str
     port: int = 0
     healthy: bool = True
+    deaf: bool = False
     status: int = 200
     arrivals: Counter[str] = field(default_factory=Counter)
     keys: Counter[str] = field(default_factory=Counter)
@@ -110,6 +112,8 @@ class Gateway:
 
     async def _health(self, _request: web.Request) -> web.Response:
         await self.resume.wait()
+        if self.deaf:
+            await asyncio.Event().wait()
         return web.Response(status=200 if self.healthy else 503)
 
     async def _pay(self, request: web.Request) -> web.Response:

@@ -17,6 +17,8 @@ from tests.xds.test_xds_sotw import UNKNOWN, A, B, dataplane, view
 
 FAR = {"east": 7000, "north": 3000}
 NEAR = {"east": 0, "north": 10_000}
+CLUSTERS = sorted(f"{kind}.{name}" for kind in ("always", "payments", "unchecked")
+                  for name in ("alipay", "bank"))  # fmt: skip
 
 
 def mixed(epoch: int, alipay: dict[str, int]) -> View:
@@ -128,7 +130,7 @@ def test_wildcard_and_empty_answer() -> None:
     client = Client()
     client.ask(CDS)
     client.ask(LDS)
-    assert client.names(view(1)) == [[A, B], []]
+    assert client.names(view(1)) == [CLUSTERS, []]
 
 
 def test_what_is_gone_is_named() -> None:
@@ -201,7 +203,7 @@ def test_endpoints_follow_every_change_of_clusters() -> None:
     client.read(view(1))
     client.ack(CDS)
     client.ack(EDS)
-    assert client.names(view(1, dataplane(connect_ms=99))) == [[A, B], [A, B]]
+    assert client.names(view(1, dataplane(connect_ms=99))) == [CLUSTERS, [A, B]]
 
 
 def test_refresh_renews_only_what_expires() -> None:

@@ -30,6 +30,8 @@ NORTH = {"east": 0, "north": 10_000, "south": 0}
 BOTH = {"east": 5000, "north": 5000, "south": 0}
 SLOW_CHECKS = {"check_interval_ms": 3_600_000}
 QUICK = {"check_interval_ms": 50, "check_timeout_ms": 100}
+CLUSTERS = 3
+"""Clusters of one channel; `xds_clusters` says why."""
 BOUND_MS = 1500
 """Staleness bound of single-writer channels in these tests."""
 
@@ -118,7 +120,9 @@ async def test_changed_cluster_does_not_wait_for_its_endpoints(
     async def swapped() -> bool:
         assert (await envoy.pay(http))[0] == 200
         modified = await stat(envoy, http, "cluster_manager.cluster_modified")
-        return modified == 1 and not await stat(envoy, http, "cluster_manager.warming_clusters")
+        return modified == CLUSTERS and not await stat(
+            envoy, http, "cluster_manager.warming_clusters"
+        )
 
     await eventually(swapped, "changed cluster in service", deadline_s=10)
 
@@ -408,7 +412,9 @@ async def test_delta_stream_serves_envoy_too(lab: Lab, http: aiohttp.ClientSessi
     async def swapped() -> bool:
         assert (await envoy.pay(http))[0] == 200
         modified = await stat(envoy, http, "cluster_manager.cluster_modified")
-        return modified == 1 and not await stat(envoy, http, "cluster_manager.warming_clusters")
+        return modified == CLUSTERS and not await stat(
+            envoy, http, "cluster_manager.warming_clusters"
+        )
 
     await eventually(swapped, "changed cluster in service", deadline_s=10)
     refused = await envoy.stats(http, "update_rejected")

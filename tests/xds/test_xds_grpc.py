@@ -18,7 +18,13 @@ import pytest
 
 from controlplane.adapters.xds_bootstrap import grpc_bootstrap
 from controlplane.adapters.xds_snapshot import Snapshot
-from controlplane.model.dataplane import ChannelTraffic, DataPlane, Endpoint, RegionEndpoints
+from controlplane.model.dataplane import (
+    ChannelTraffic,
+    DataPlane,
+    Endpoint,
+    Reaction,
+    RegionEndpoints,
+)
 from controlplane.model.ids import ChannelName, RegionName
 from tests.xds.grpc_client import METHOD
 from tests.xds.lab import REGIONS, UNHURRIED, Lab, eventually, plan
@@ -97,7 +103,7 @@ async def client(*servers: str) -> AsyncIterator[Client]:
         process._transport.close()  # type: ignore[attr-defined]
 
 
-def dataplane(backends: dict[str, Backend]) -> DataPlane:
+def dataplane(backends: dict[str, Backend], **reaction: Any) -> DataPlane:
     """Return the configuration that matches the services."""
     return DataPlane(
         regions=tuple(
@@ -108,6 +114,7 @@ def dataplane(backends: dict[str, Backend]) -> DataPlane:
             for name, backend in sorted(backends.items())
         ),
         channels=(ChannelTraffic(name=ChannelName("alipay"), **UNHURRIED),),
+        reaction=Reaction(**reaction),
     )
 
 
@@ -169,6 +176,55 @@ async def test_hung_region_is_ejected(lab: Lab, backends: dict[str, Backend]) ->
 
         await eventually(ejected, "hung region ejected")
         assert backends["south"].arrivals == 0
+
+
+FOR_EVER = {"return_after_ms": 3_600_000, "ejection_max_ms": 3_600_000}
+
+
+async def test_one_of_two_hung_regions_stays(lab: Lab, backends: dict[str, Backend]) -> None:
+    """Calls that no region answers in time may be the provider's fault: one region is set aside,
+    the other one is not, and takes calls as soon as it answers."""
+    config = dataplane(backends, **FOR_EVER)
+    lab.ads.publish(Snapshot.build(plan(1, {"east": 5000, "north": 5000, "south": 0}), config))
+    async with client(lab.address) as stock:
+        await goes_to(stock, {"east", "north"})
+        for region in ("east", "north"):
+            backends[region].resume.clear()
+        await _ejected(stock, backends, {"east", "north"}, 1)
+        await stock.pay(40, 500)
+        for region in ("east", "north"):
+            backends[region].resume.set()
+        (found,) = (await stock.pay(40)).items()
+        assert found in {("east", 40), ("north", 40)}
+
+
+async def test_the_last_region_is_not_ejected(lab: Lab, backends: dict[str, Backend]) -> None:
+    """Where the plan leaves one region, calls that it does not answer in time set nothing aside; and
+    one that was set aside before is back with that plan."""
+    config = dataplane(backends, **FOR_EVER)
+    lab.ads.publish(Snapshot.build(plan(1, {"east": 5000, "north": 5000, "south": 0}), config))
+    async with client(lab.address) as stock:
+        await goes_to(stock, {"east", "north"})
+        backends["north"].resume.clear()
+        await _ejected(stock, backends, {"north"}, 1)
+        lab.ads.publish(Snapshot.build(plan(2, {"east": 0, "north": 10_000, "south": 0}), config))
+        await applied(lab, 2)
+        for _ in range(5):
+            assert set(await stock.pay(10, 500)) == {"error:DEADLINE_EXCEEDED"}
+        backends["north"].resume.set()
+        assert await stock.pay(10) == {"north": 10}
+
+
+async def _ejected(stock: Client, backends: dict[str, Backend], hung: set[str], count: int) -> None:
+    """Call until so many of the hung regions are not called any more."""
+
+    async def done() -> bool:
+        before = {region: backends[region].arrivals for region in hung}
+        await stock.pay(40, 500)
+        quiet = [region for region in hung if backends[region].arrivals == before[region]]
+        return len(quiet) >= count
+
+    await eventually(done, f"{count} of {hung} ejected")
 
 
 async def test_control_plane_gone_and_back(lab: Lab, backends: dict[str, Backend]) -> None:

@@ -8,15 +8,16 @@ from typing import Any
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import health_check_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.config.route.v3 import route_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane.adapters.xds_resources import CDS, EDS
-from controlplane.adapters.xds_snapshot import BODIES_MAX, Snapshot, version_epoch
+from controlplane.adapters.xds_resources import CDS, EDS, RDS
+from controlplane.adapters.xds_snapshot import BODIES_MAX, Snapshot, TypeSet, version_epoch
 from controlplane.adapters.xds_stream import SotwStream, View
-from controlplane.model.dataplane import ChannelTraffic, DataPlane, Endpoint, RegionEndpoints
+from controlplane.model.dataplane import ChannelTraffic, DataPlane, Endpoint, RegionEndpoints, Retry
 from controlplane.model.ids import ChannelName, RegionName
 from tests.xds.lab import plan_of
 
@@ -77,11 +78,15 @@ def test_the_shape_holds_for_every_plan(first: dict[str, int], second: dict[str,
             assert {e.health_status for e in locality.lb_endpoints} == {health}
             assert locality.priority == 0
         assert seen == wanted
-    for raw in snapshot.envoy.types[CDS].packed.values():
+    for name, raw in snapshot.envoy.types[CDS].packed.items():
         cluster = cluster_pb2.Cluster.FromString(any_pb2.Any.FromString(raw).value)
         assert cluster.common_lb_config.HasField("healthy_panic_threshold")
         assert cluster.common_lb_config.healthy_panic_threshold.value == 0
-        assert cluster.outlier_detection.max_ejection_percent.value == 100
+        if name.startswith("payments."):
+            assert cluster.outlier_detection.max_ejection_percent.value == 100
+        else:
+            assert not cluster.HasField("outlier_detection")
+            assert not cluster.health_checks
 
 
 @settings(deadline=None, max_examples=30)
@@ -92,6 +97,32 @@ def test_same_plan_same_bytes(first: dict[str, int]) -> None:
     one, other = (snapshot.envoy.types[EDS] for snapshot in made)
     assert one.body(None) == other.body(None)
     assert version_epoch(one.version) == 7
+
+
+@settings(deadline=None, max_examples=60)
+@given(weights(), st.booleans())
+def test_nothing_local_takes_the_last_region(wanted: dict[str, int], keyed: bool) -> None:
+    """Where a plan leaves a channel one region, Envoy's routes name the cluster that is never empty,
+    and gRPC ejects nothing; with more, local reaction is on. A plan changes no cluster of Envoy:
+    what is built anew drops its connections."""
+    retry = Retry.IDEMPOTENT if keyed else Retry.UNSENT
+    plane = replace(PLANE, channels=(ChannelTraffic(name=ChannelName("alipay"), retry=retry),))
+    snapshot = Snapshot.build(plan_of(7, {"alipay": wanted}), plane)
+    one = sum(weight > 0 for weight in wanted.values()) == 1
+    (routes,) = unpacked(snapshot.envoy.types[RDS], route_pb2.RouteConfiguration)
+    named = [r.route.cluster for r in routes.virtual_hosts[0].routes if r.HasField("route")]
+    assert named == ["always.alipay" if one else "payments.alipay"] * (1 + keyed)
+    (cluster,) = unpacked(snapshot.grpc.types[CDS], cluster_pb2.Cluster)
+    assert cluster.HasField("outlier_detection") != one
+    other = Snapshot.build(plan_of(8, {"alipay": {"east": 9999, "north": 1}}), plane)
+    assert snapshot.envoy.types[CDS].version == other.envoy.types[CDS].version
+
+
+def unpacked(resources: TypeSet, message: Any) -> list[Any]:
+    """Return the messages of one type."""
+    return [
+        message.FromString(any_pb2.Any.FromString(raw).value) for raw in resources.packed.values()
+    ]
 
 
 def test_unconfirmed_closes_only_what_fails_closed() -> None:

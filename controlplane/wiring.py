@@ -61,8 +61,12 @@ def lock_address(config: WeirConfig) -> RedisAddress | None:
         service=section.service_name,
         username=section.username or "default",
         password_file=section.password_file,
+        sentinel_username=section.sentinel_username or "default",
+        sentinel_password_file=section.sentinel_password_file,
         tls=section.tls,
         ca_file=config.tls.ca_file,
+        cert_file=config.tls.cert_file,
+        key_file=config.tls.key_file,
     )
 
 

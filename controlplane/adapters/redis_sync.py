@@ -2,12 +2,14 @@
 
 Same rules as `redis`: no retry, no buffer, RESP3, notifications on one connection. A connection
 serves one thread at a time; `PooledRedis` lends them out. Time-outs are the socket's own
-(SO_RCVTIMEO), which costs no extra system call per read.
+(SO_RCVTIMEO), which costs no extra system call per read; under TLS they are Python's, for its ssl
+module tries a read that timed out in the kernel again.
 """
 
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import uuid
 from collections import deque
@@ -16,11 +18,15 @@ from typing import Any, Final, cast
 import hiredis
 
 from controlplane.adapters.redis import Argument, RedisReplyError, Reply
-from controlplane.adapters.redis_address import RedisAddress
+from controlplane.adapters.redis_address import (
+    READ,
+    SENTINEL_TIMEOUT_MS,
+    Question,
+    RedisAddress,
+)
 from controlplane.model.errors import UnavailableError, WeirError
 
 CONNECT_TIMEOUT_S: Final = 1.0
-_READ: Final = 65_536
 _MS: Final = 1_000
 
 
@@ -30,9 +36,7 @@ class BlockingRedis:
     def __init__(self, address: RedisAddress, channel: str, call_timeout_ms: int) -> None:
         host, port = _primary(address)
         try:
-            raw = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
-            context = address.ssl()
-            self._socket = context.wrap_socket(raw, server_hostname=host) if context else raw
+            self._socket = _connected(address, host, port, CONNECT_TIMEOUT_S)
         except OSError as error:
             raise UnavailableError(f"redis {host}:{port}: {error}") from error
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -43,12 +47,15 @@ class BlockingRedis:
         self.channel = channel
         self.pushed: deque[bytes] = deque(maxlen=256)
         """Notifications that arrived between replies; the oldest give way."""
-        hello = self.call("HELLO", 3, *address.credentials())
-        role = dict(hello.items()).get(b"role") if isinstance(hello, dict) else b"?"
-        if role != b"master":
+        try:
+            hello = self.call("HELLO", 3, *address.credentials())
+            role = dict(hello.items()).get(b"role") if isinstance(hello, dict) else b"?"
+            if role != b"master":
+                raise UnavailableError(f"redis {host}:{port} is not the primary")
+            self._write(("SUBSCRIBE", channel))
+        except BaseException:
             self.close()
-            raise UnavailableError(f"redis {host}:{port} is not the primary")
-        self._write(("SUBSCRIBE", channel))
+            raise
 
     def call(self, *args: Argument) -> Reply:
         """Send one command and return its reply; RedisReplyError, UnavailableError."""
@@ -92,8 +99,8 @@ class BlockingRedis:
     def _next(self) -> Reply:
         while (reply := self._reader.gets()) is False:
             try:
-                data = self._socket.recv(_READ)
-            except BlockingIOError as error:
+                data = self._socket.recv(READ)
+            except (BlockingIOError, TimeoutError) as error:
                 raise TimeoutError(f"no answer for {self._timeout_ms} ms") from error
             except OSError as error:
                 raise UnavailableError(f"redis: {error}") from error
@@ -106,6 +113,9 @@ class BlockingRedis:
         if timeout_ms == self._timeout_ms:
             return
         self._timeout_ms = timeout_ms
+        if isinstance(self._socket, ssl.SSLSocket):
+            self._socket.settimeout(timeout_ms / _MS)
+            return
         value = struct.pack("ll", timeout_ms // _MS, timeout_ms % _MS * _MS)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
 
@@ -172,24 +182,25 @@ class _Loan:
 def _primary(address: RedisAddress) -> tuple[str, int]:
     if not address.sentinels:
         return address.host, address.port
+    problem = ""
     for host, port in address.sentinels:
-        found = _ask_sentinel(host, port, address.service)
-        if found:
-            return found
-    raise UnavailableError(f"no sentinel knows a primary of {address.service!r}")
+        try:
+            with _connected(address, host, port, SENTINEL_TIMEOUT_MS / _MS) as sock:
+                question = Question(address)
+                sock.sendall(question.sent)
+                while (found := question.answered(sock.recv(READ))) is None:
+                    pass
+                return found
+        except (OSError, hiredis.HiredisError, UnavailableError) as error:
+            problem = f"{host}:{port}: {error}"
+    raise address.unknown(problem)
 
 
-def _ask_sentinel(host: str, port: int, service: str) -> tuple[str, int] | None:
-    command: Any = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service)
+def _connected(address: RedisAddress, host: str, port: int, timeout_s: float) -> socket.socket:
+    raw = socket.create_connection((host, port), timeout_s)
     try:
-        with socket.create_connection((host, port), CONNECT_TIMEOUT_S) as sock:
-            sock.sendall(hiredis.pack_command(command))
-            parser = hiredis.Reader(encoding="utf-8")
-            while (reply := parser.gets()) is False:
-                data = sock.recv(_READ)
-                if not data:
-                    return None
-                parser.feed(data)
-    except OSError:
-        return None
-    return (str(reply[0]), int(reply[1])) if isinstance(reply, list) else None
+        context = address.ssl()
+        return context.wrap_socket(raw, server_hostname=host) if context else raw
+    except BaseException:
+        raw.close()
+        raise

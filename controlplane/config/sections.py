@@ -201,7 +201,13 @@ class LocksSection(Section):
     wait_replicas: int = Field(0, ge=0, le=5, description="Replicas that must confirm a grant.")
     username: str | None = Field(None, description="Redis user.")
     password_file: Path | None = Field(None, description="File with the Redis password.")
-    tls: bool = Field(False, description="Use the tls section's files towards Redis.")
+    sentinel_username: str | None = Field(None, description="User at the Sentinels.")
+    sentinel_password_file: Path | None = Field(
+        None, description="File with the Sentinels' password."
+    )
+    tls: bool = Field(
+        False, description="Use the tls section's files towards Redis and its Sentinels."
+    )
 
 
 class ServerSection(Section):

@@ -6,6 +6,7 @@ import asyncio
 import sysconfig
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -253,6 +254,8 @@ async def test_passwords_come_from_a_file(folder: Path, lock_etcd: EtcdCluster) 
     with pytest.raises(InvalidInputError, match="password file"):
         RedisAddress.from_url("redis://:secret@host:1")
     url = "redis+sentinel://user@h1:1,h2/pay"
-    assert RedisAddress.from_url(url) == RedisAddress(
-        sentinels=(("h1", 1), ("h2", 26_379)), service="pay", username="user"
-    )
+    told = RedisAddress(sentinels=(("h1", 1), ("h2", 26_379)), service="pay", username="user")
+    assert RedisAddress.from_url(url) == told
+    assert RedisAddress.from_url(url.replace("redis", "rediss")) == replace(told, tls=True)
+    with pytest.raises(InvalidInputError, match=r"redis\[s\]"):
+        RedisAddress.from_url("http://h1")

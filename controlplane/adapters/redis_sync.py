@@ -50,8 +50,7 @@ class BlockingRedis:
         try:
             hello = self.call("HELLO", 3, *address.credentials())
             role = dict(hello.items()).get(b"role") if isinstance(hello, dict) else b"?"
-            if role != b"master":
-                raise UnavailableError(f"redis {host}:{port} is not the primary")
+            _must_be_primary(f"{host}:{port}", role)
             self._write(("SUBSCRIBE", channel))
         except BaseException:
             self.close()
@@ -177,6 +176,11 @@ class _Loan:
         self._link.close()  # it is broken, or a reply may be outstanding
         if isinstance(error, TimeoutError):
             raise self._pool.timed_out(error) from error
+
+
+def _must_be_primary(peer: str, role: object) -> None:
+    if role != b"master":
+        raise UnavailableError(f"redis {peer} is not the primary")
 
 
 def _primary(address: RedisAddress) -> tuple[str, int]:

@@ -41,6 +41,8 @@ def simulate(
     fmt: Format = ctx.obj.format
     try:
         chosen = scenario(name)
+        if plot is not None:
+            _check_plot(plot)
     except InvalidInputError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(USAGE) from None
@@ -67,6 +69,16 @@ def simulate(
         _table(data)
     else:
         print_data(data, fmt)
+
+
+def _check_plot(file: Path) -> None:
+    """Refuse before the run what would be found out after it."""
+    if file.suffix.lower() != ".svg":
+        raise InvalidInputError(
+            "--plot", f"{file} is no .svg file; browsers and editors show those"
+        )
+    if not file.parent.is_dir():
+        raise InvalidInputError("--plot", f"there is no folder {file.parent}; make it first")
 
 
 def _table(data: dict[str, Any]) -> None:

@@ -56,6 +56,9 @@ def merge(a: Histogram, b: Histogram) -> dict[int, int]:
 
 def subtract(newer: Histogram, older: Histogram) -> dict[int, int]:
     """Return what `newer` has gained over `older`; counts that went back (another boot) give 0."""
+    # most buckets have not changed since the last report: the views' difference finds the others
     return {
-        bucket: gained for bucket, n in newer.items() if (gained := n - older.get(bucket, 0)) > 0
+        bucket: gained
+        for bucket, n in sorted(newer.items() - older.items())
+        if (gained := n - older.get(bucket, 0)) > 0
     }

@@ -86,7 +86,7 @@ class Inbox:
     def __init__(
         self, topology: Topology, replica: ReplicaId, region: RegionName, boot: int, max_agents: int
     ) -> None:
-        self._topology = topology
+        self.reconfigure(topology)
         self._replica = replica
         self._region = region
         self._boot = boot
@@ -98,6 +98,8 @@ class Inbox:
     def reconfigure(self, topology: Topology) -> None:
         """Use another topology from now on; totals stay."""
         self._topology = topology
+        self._regions = frozenset(region.name for region in topology.regions)
+        self._channels = frozenset(channel.name for channel in topology.channels)
 
     def accept(self, report: Report, now_ms: int) -> bool:
         """Count a report; False for a repetition, which changes nothing.
@@ -127,8 +129,7 @@ class Inbox:
         return True
 
     def _check_names(self, report: Report) -> None:
-        regions = {region.name for region in self._topology.regions}
-        channels = {channel.name for channel in self._topology.channels}
+        regions, channels = self._regions, self._channels
         if report.region not in regions:
             raise InvalidInputError(
                 "region", f"unknown region {report.region!r}; known: {', '.join(sorted(regions))}"

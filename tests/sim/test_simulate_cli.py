@@ -46,6 +46,16 @@ def test_simulate_prints_json_and_draws(tmp_path):
     assert json.loads(again.stdout) == data
 
 
+@pytest.mark.parametrize(("file", "says"), [("crash.png", ".svg"), ("gone/crash.svg", "make it")])
+def test_a_plot_that_cannot_be_is_refused_before_the_run(tmp_path, file, says):
+    """Another format, a folder that is not there: usage error, one line, nothing written."""
+    refused = call("simulate", "crash", "--plot", tmp_path / file)
+    assert refused.exit_code == 2
+    assert says in refused.output
+    assert len(refused.output.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_person_sees_how_far_it_is_and_a_file_does_not():
     """On a terminal stderr shows the part done while it runs; elsewhere it stays empty."""
     ours, theirs = pty.openpty()

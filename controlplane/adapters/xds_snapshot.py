@@ -93,7 +93,7 @@ class TypeSet:
 
     def known(self, names: Collection[str]) -> bool:
         """Whether any of `names` exists."""
-        return any(name in self.packed for name in names)
+        return not self.packed.keys().isdisjoint(names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +117,8 @@ class Shape:
 
     def expired(self, age_ms: int) -> int:
         """Return the largest bound that an age exceeds; 0 when it exceeds none."""
+        if not self.closed:
+            return 0
         return max((bound_ms for bound_ms in self.closed if bound_ms < age_ms), default=0)
 
 

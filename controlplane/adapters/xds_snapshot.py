@@ -218,9 +218,12 @@ def _endpoints(
 
 
 def version_epoch(version: str) -> Epoch:
-    """Epoch that a version of endpoints names; 0 when it names none."""
-    head = version.partition(".")[0]
-    return Epoch(int(head)) if head.isascii() and head.isdigit() else Epoch(0)
+    """Epoch that a version of endpoints names; 0 when it names none.
+
+    A version of anything else is a digest, and one of 280 of those has digits only.
+    """
+    head, dot, _ = version.partition(".")
+    return Epoch(int(head)) if dot and head.isascii() and head.isdigit() else Epoch(0)
 
 
 class _Fixed(NamedTuple):

@@ -184,6 +184,4 @@ async def _all_go(envoy: Envoy, http: aiohttp.ClientSession, region: str) -> boo
 
 
 async def _route_is(envoy: Envoy, http: aiohttp.ClientSession, cluster: str) -> bool:
-    url = f"http://127.0.0.1:{envoy.admin}/config_dump?resource=dynamic_route_configs"
-    async with http.get(url) as answer:
-        return f'"cluster": "{cluster}"' in await answer.text()
+    return f'"cluster": "{cluster}"' in await envoy.routes(http)

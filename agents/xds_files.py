@@ -12,12 +12,12 @@ Rules
   confirmed and renews it. Unconfirmed, its endpoints are written empty: a cold start from an old
   disk must not revive a fenced region.
 
-Failure modes. A full or read-only disk raises OSError; the files stay as they were.
+Failure modes. A full or read-only disk raises OSError; the files stay as they were. A damaged file
+is written anew when the agent starts, and Envoy takes it then.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -123,8 +123,15 @@ class XdsFiles:
                 self._written.pop(path.name, None)
 
     def _epoch_on_disk(self) -> Epoch:
-        epoch = Epoch(0)
-        for path in self._directory.glob(eds_file("*")):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                epoch = max(epoch, version_epoch(json.loads(path.read_text())["version_info"]))
-        return epoch
+        paths = self._directory.glob(eds_file("*"))
+        return max((_epoch_of(path) for path in paths), default=Epoch(0))
+
+
+def _epoch_of(path: Path) -> Epoch:
+    """Return the epoch of a file with endpoints; 0 for one that is damaged, it is written anew."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return Epoch(0)
+    version = found.get("version_info") if isinstance(found, dict) else None
+    return version_epoch(version) if isinstance(version, str) else Epoch(0)

@@ -28,7 +28,9 @@ from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
 from controlplane import garbage
-from controlplane.adapters.xds_admission import AdsLimits, NoMetrics
+from controlplane.adapters.metric_view import RENDERED
+from controlplane.adapters.prometheus import Meters, XdsMeters
+from controlplane.adapters.xds_admission import AdsLimits
 from controlplane.adapters.xds_ads import (
     ADS_SERVER_OPTIONS,
     SERVICE,
@@ -82,13 +84,14 @@ def cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-class Acks(NoMetrics):
-    """Counts acknowledgements."""
+class Acks(XdsMeters):
+    """A replica's own meters, and how many acknowledgements came."""
 
     count = 0
 
-    def acked(self, type_name: str) -> None:  # noqa: ARG002 - the interface has it
+    def acked(self, type_name: str) -> None:
         """Count one."""
+        super().acked(type_name)
         self.count += 1
 
 
@@ -146,7 +149,7 @@ async def serve(channels: int, *, bare: bool) -> None:
         ),
         channels=tuple(ChannelTraffic(name=ChannelName(name)) for name in names(channels)),
     )
-    acks = Acks()
+    acks = Acks(Meters("replica", "0", RENDERED))
     limits = AdsLimits(admit_per_s=100_000, admit_burst=100_000)
     service = AdsService(clock=SystemClock(), limits=limits, metrics=acks)
     ads: Bare | AdsService = Bare(acks) if bare else service

@@ -31,8 +31,17 @@ from controlplane.model.topology import Topology
 NEVER: Final = float("inf")
 """Age of what was never seen."""
 
+XDS_COUNTED: Final = (
+    "weir_xds_acks",
+    "weir_xds_nacks",
+    "weir_xds_pushes",
+    "weir_xds_pushed_bytes",
+)
+"""Counters of the ADS server, each by type of resource."""
+
 RENDERED: Final = frozenset(
     {
+        *XDS_COUNTED,
         "weir_plan_epoch",
         "weir_plan_committed_timestamp_seconds",
         "weir_frozen",
@@ -95,6 +104,7 @@ class View:
         self.overrides: dict[str, float] = {}
         self.drills: dict[str, float] = {}
         self.etcd: EtcdCounters | None = None
+        self.xds: Mapping[str, Mapping[str, int]] = {}
         self.lock_state: str | None = None
         # the first names seen keep their series: an agent that invents names makes no new ones
         self._queues: dict[str, set[str]] = {}
@@ -114,6 +124,8 @@ class View:
         yield from self._region_families()
         yield from self._outcome_families()
         yield from self._etcd_families()
+        for name, counts in self.xds.items():
+            yield _counter_family(name, {(word,): count for word, count in counts.items()})
         yield _gauge_family("weir_subscribers", {(k,): v for k, v in self.subscribers.items()})
         yield _gauge_family("weir_subscriber_epoch_lag", {(k,): v for k, v in self.lags.items()})
         states = (*LOCK_STATES, OTHER) if self.lock_state == OTHER else LOCK_STATES

@@ -9,7 +9,9 @@ for state of the world. Rules kept here, from the specification of the increment
 3. An empty first subscription to LDS or CDS means everything; so does `*`.
 4. Subscribing again to a held name sends it again.
 5. Subscriptions count whatever the nonce says; a nonce only tells which response is answered.
-6. A response that was refused is not repeated; the next change is sent.
+6. A response that was refused is not repeated; with the next change it is sent again, so that an
+   answer to that change is never taken for one to what was refused.
+7. Who gives up a name and still has everything (wildcard) is told how that resource stands.
 
 Versions: a digest of the content; for endpoints `<epoch>.<digest>`, where only the digest decides
 whether to send. A stream that needs nothing of an epoch has applied it.
@@ -17,7 +19,7 @@ whether to send. A stream that needs nothing of an epoch has applied it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +42,8 @@ from controlplane.model.ids import Epoch
 
 ABSENT = ""
 """Held version of a name that was asked for and does not exist."""
+UNSURE = "?"
+"""Held version where the client must be told again how the resource stands."""
 
 
 @dataclass(slots=True)
@@ -56,6 +60,9 @@ class DeltaSubscription:
     acked_epoch: Epoch = Epoch(0)
     floor: Epoch = Epoch(0)
     error: str = ""
+    sent: frozenset[str] = frozenset()
+    """Names in the last response."""
+    refused: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -90,9 +97,9 @@ class DeltaStream:
             return Receipt.STALE, type_url
         sub.answered = True
         if request.HasField("error_detail"):
-            sub.error = request.error_detail.message
+            sub.error, sub.refused = request.error_detail.message, sub.refused | sub.sent
             return Receipt.NACK, type_url
-        sub.acked_epoch, sub.error = sub.epoch, ""
+        sub.acked_epoch, sub.error, sub.refused = sub.epoch, "", frozenset()
         return Receipt.ACK, type_url
 
     @staticmethod
@@ -116,7 +123,9 @@ class DeltaStream:
             for name in added:
                 sub.held.pop(name, None)
         sub.names = (sub.names | added) - removed - {"*"}
-        if not sub.wildcard:
+        if sub.wildcard:
+            sub.held |= dict.fromkeys(removed - {"*"}, UNSURE)
+        else:
             sub.held = {name: held for name, held in sub.held.items() if name in sub.names}
 
     def due(self, view: View) -> list[Outgoing]:
@@ -134,7 +143,7 @@ class DeltaStream:
             out.append(message)
             follower = self.types.get(FOLLOWS.get(type_url, ""))
             if follower is not None and follower.greeted:
-                follower.held = dict.fromkeys(follower.held, "stale")
+                follower.held = dict.fromkeys(follower.held, UNSURE)
         return out
 
     def refresh(self, view: View) -> list[Outgoing]:
@@ -163,12 +172,14 @@ class DeltaStream:
             if sub.answered and not sub.error:
                 sub.acked_epoch = resources.epoch
             return None
-        return self._message(sub, resources, changed, gone)
+        again = sub.refused & wanted & resources.packed.keys()
+        return self._message(sub, resources, sorted(again.union(changed)), gone)
 
     def _message(
-        self, sub: DeltaSubscription, resources: TypeSet, names: Iterable[str], gone: list[str]
+        self, sub: DeltaSubscription, resources: TypeSet, names: Collection[str], gone: list[str]
     ) -> Outgoing:
         self._counter += 1
+        sub.sent = frozenset(names)
         sub.nonce, sub.answered, sub.greeted = str(self._counter), False, True
         response = discovery_pb2.DeltaDiscoveryResponse(
             system_version_info=resources.version,

@@ -153,7 +153,8 @@ def envoy_routes(
     shed = dict(shed_bp)
     made = route_pb2.RouteConfiguration(name=LISTENER)
     host = made.virtual_hosts.add(name=LISTENER, domains=["*"])
-    host.routes.append(_answer("ready", {"path": READY_PATH}, {"status": 200}))
+    ready = {"match": {"path": READY_PATH}, "direct_response": {"status": 200}, "name": "ready"}
+    host.routes.append(_route(ready))
     for channel in channels:
         if shed.get(channel.name, 0):
             host.routes.append(_shed_route(channel, shed[channel.name]))
@@ -161,8 +162,7 @@ def envoy_routes(
             host.routes.append(route)
             if route.route.cluster in alone:
                 host.routes[-1].route.cluster = always_name(channel.name)
-    nothing = {"status": 404, "body": {"inline_string": '{"error":"no route"}'}}
-    host.routes.append(_answer("none", {"prefix": "/"}, nothing))
+    host.routes.append(_refusal("none", {"prefix": "/"}, 404, "no route"))
     return made
 
 
@@ -170,22 +170,27 @@ def _route(body: Json) -> route_components_pb2.Route:
     return json_format.ParseDict(body, route_components_pb2.Route())
 
 
-def _answer(name: str, match: Json, answer: Json) -> route_components_pb2.Route:
-    return _route({"name": name, "match": match, "direct_response": answer})
+def _refusal(
+    name: str, match: Json, status: int, error: str, **headers: str
+) -> route_components_pb2.Route:
+    """Return a route by which Envoy itself says no, and that nothing was sent."""
+    added = {OUTCOME_HEADER: "not_sent", **headers}
+    body = {
+        "name": name,
+        "match": match,
+        "direct_response": {"status": status, "body": {"inline_string": f'{{"error":"{error}"}}'}},
+        "response_headers_to_add": [
+            {"header": {"key": key.replace("_", "-"), "value": value}}
+            for key, value in added.items()
+        ],
+    }
+    return _route(body)
 
 
 def _shed_route(channel: ChannelTraffic, shed_bp: int) -> route_components_pb2.Route:
     share = {"numerator": min(shed_bp, FULL_BP), "denominator": "TEN_THOUSAND"}
-    body = {
-        "name": f"{channel.name}-shed",
-        "match": {"prefix": channel.prefix, "runtime_fraction": {"default_value": share}},
-        "direct_response": {"status": 503, "body": {"inline_string": '{"error":"shed"}'}},
-        "response_headers_to_add": [
-            {"header": {"key": OUTCOME_HEADER, "value": "not_sent"}},
-            {"header": {"key": "retry-after", "value": "1"}},
-        ],
-    }
-    return _route(body)
+    match = {"prefix": channel.prefix, "runtime_fraction": {"default_value": share}}
+    return _refusal(f"{channel.name}-shed", match, 503, "shed", retry_after="1")
 
 
 @lru_cache(maxsize=CHANNELS_KEPT)

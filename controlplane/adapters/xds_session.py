@@ -86,11 +86,12 @@ class Session:
     ended: bool = False
 
     def due(self, view: View, refreshes: int) -> list[Outgoing]:
-        """Return what has to be written now; after a confirmation at least what would expire."""
+        """Return what has to be written now; after a confirmation also what would expire, whatever
+        else is due: a delta stream's other endpoints renew nothing."""
         out = self.machine.due(view)
         if self.refreshes != refreshes:
             self.refreshes = refreshes
-            out = out or self.machine.refresh(view)
+            out += self.machine.refresh(view)
         return out
 
     def writing(self, now_ms: int) -> None:

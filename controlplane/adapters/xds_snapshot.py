@@ -93,7 +93,7 @@ class TypeSet:
 
     def known(self, names: Collection[str]) -> bool:
         """Whether any of `names` exists."""
-        return any(name in self.packed for name in names)
+        return not self.packed.keys().isdisjoint(names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +117,8 @@ class Shape:
 
     def expired(self, age_ms: int) -> int:
         """Return the largest bound that an age exceeds; 0 when it exceeds none."""
+        if not self.closed:
+            return 0
         return max((bound_ms for bound_ms in self.closed if bound_ms < age_ms), default=0)
 
 
@@ -216,9 +218,12 @@ def _endpoints(
 
 
 def version_epoch(version: str) -> Epoch:
-    """Epoch that a version of endpoints names; 0 when it names none."""
-    head = version.partition(".")[0]
-    return Epoch(int(head)) if head.isascii() and head.isdigit() else Epoch(0)
+    """Epoch that a version of endpoints names; 0 when it names none.
+
+    A version of anything else is a digest, and one of 280 of those has digits only.
+    """
+    head, dot, _ = version.partition(".")
+    return Epoch(int(head)) if dot and head.isascii() and head.isdigit() else Epoch(0)
 
 
 class _Fixed(NamedTuple):

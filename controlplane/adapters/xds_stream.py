@@ -14,7 +14,8 @@ that nonce and is an ACK, or a NACK when `error_detail` is set. Rules kept here:
    names are remembered, and answered when they come to exist.
 5. After every change of clusters the endpoints are sent again (the client waits 15 s for them
    otherwise), and after every change of listeners the routes.
-6. A version is sent once. A NACK is not answered; the next change is.
+6. A version is sent once, and again for names that the client gave up and asks for once more. A
+   NACK is not answered; the next change is.
 7. Order of sending: clusters, endpoints, listeners, routes.
 8. A client that reconnects and already has endpoints of a newer epoch gets none until this replica
    has caught up: nobody is taken back to an older plan.
@@ -194,6 +195,8 @@ class SotwStream:
             sub.wildcard = "*" in wanted or (not wanted and not sub.named)
         sub.named = sub.named or bool(wanted)
         sub.names = wanted - {"*"}
+        if not sub.wildcard:  # what a client gave up it has forgotten, and may ask for again
+            sub.sent_names = sub.names if sub.sent_names is None else sub.sent_names & sub.names
         return sub.wanted != before
 
     def due(self, view: View) -> list[Outgoing]:

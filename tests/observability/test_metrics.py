@@ -322,6 +322,21 @@ def test_agents_of_a_silent_region_are_missing() -> None:
     assert value(metrics, "weir_agents_live", region="east") == 0
 
 
+def test_what_the_ads_server_counts_is_exposed_by_type() -> None:
+    """Answers, pushes and their bytes are counters from 0 on, each by type."""
+    metrics = filled(1)
+    assert value(metrics, "weir_xds_nacks_total", type="rds") == 0
+    for size in (600, 40):
+        metrics.xds.pushed("eds", size)
+        metrics.xds.acked("eds")
+    metrics.xds.nacked("cds")
+    assert value(metrics, "weir_xds_pushes_total", type="eds") == 2
+    assert value(metrics, "weir_xds_pushed_bytes_total", type="eds") == 640
+    assert value(metrics, "weir_xds_acks_total", type="eds") == 2
+    assert value(metrics, "weir_xds_nacks_total", type="cds") == 1
+    assert value(metrics, "weir_xds_acks_total", type="cds") == 0
+
+
 def test_lag_is_that_of_the_furthest_behind() -> None:
     """One Envoy behind among a thousand must show."""
     metrics = filled(1)

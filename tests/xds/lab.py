@@ -248,3 +248,9 @@ class Envoy:
         async with session.get(url) as answer:
             found = json.loads(await answer.text())["stats"]
         return {entry["name"]: entry["value"] for entry in found if "value" in entry}
+
+    async def routes(self, session: aiohttp.ClientSession) -> str:
+        """Read the routes in force, as text."""
+        url = f"http://127.0.0.1:{self.admin}/config_dump?resource=dynamic_route_configs"
+        async with session.get(url) as answer:
+            return await answer.text()

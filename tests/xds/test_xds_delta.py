@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
@@ -10,6 +10,7 @@ from google.rpc import status_pb2
 
 from controlplane.adapters.xds_delta import DeltaStream
 from controlplane.adapters.xds_resources import CDS, EDS, LDS
+from controlplane.adapters.xds_session import Session
 from controlplane.adapters.xds_snapshot import Snapshot
 from controlplane.adapters.xds_stream import Receipt, View
 from tests.xds.lab import plan_of
@@ -195,6 +196,41 @@ def test_refused_change_is_not_repeated() -> None:
     assert client.stream.applied_epoch == 3
 
 
+def test_what_was_refused_is_not_forgotten_over_another_change() -> None:
+    """The answer to a later change of another channel does not say that the refused one was
+    applied: it comes along, and only a response that was taken with it counts."""
+    client = Client()
+    client.ask(EDS, A, B)
+    client.read(mixed(1, FAR))
+    client.ack(EDS)
+    assert client.names(mixed(2, NEAR)) == [[A]]
+    client.ack(EDS, error="no")
+    routes = {"alipay": NEAR, "bank": NEAR}
+    both = View(Snapshot.build(plan_of(3, routes), dataplane()), confirmed=True)
+    assert client.names(both) == [[A, B]]
+    client.ack(EDS, error="no")
+    assert client.stream.applied_epoch == 1
+    assert client.names(mixed(4, FAR)) == [[A, B]]
+    client.ack(EDS)
+    assert client.stream.applied_epoch == 4
+    assert client.stream.refusal == ""
+
+
+def test_giving_up_a_name_beside_the_wildcard_is_answered() -> None:
+    """Who still has everything is told how the resource stands that it gave up by name: it goes on
+    by the wildcard, or is gone."""
+    client = Client()
+    client.ask(CDS, "*", A, UNKNOWN)
+    client.read(view(1))
+    client.ack(CDS)
+    client.ask(CDS, drop=(A,))
+    assert client.names(view(1)) == [[A]]
+    client.ask(CDS, drop=(UNKNOWN,))
+    (response,) = client.read(view(1))
+    assert list(response.removed_resources) == [UNKNOWN]
+    assert client.read(view(1)) == []
+
+
 def test_endpoints_follow_every_change_of_clusters() -> None:
     """A changed cluster warms until its endpoints come again."""
     client = Client()
@@ -215,3 +251,21 @@ def test_refresh_renews_only_what_expires() -> None:
     (message,) = client.stream.refresh(at)
     response = discovery_pb2.DeltaDiscoveryResponse.FromString(message.payload)
     assert [r.name for r in response.resources] == [B]
+
+
+def test_a_confirmation_beside_a_change_renews_what_expires() -> None:
+    """A confirmation that comes together with a change of another channel renews the expiring
+    endpoints all the same: plans that change with every tick must not let them expire."""
+    client, config = Client(), dataplane("bank")
+    client.ask(EDS, A, B)
+    client.read(view(1, config))
+    client.ack(EDS)
+    session = Session(client.stream, cast("Any", None))
+    routes = {"alipay": NEAR, "bank": FAR}
+    changed = View(Snapshot.build(plan_of(2, routes), config), confirmed=True)
+    sent = [
+        resource.name
+        for message in session.due(changed, 1)
+        for resource in discovery_pb2.DeltaDiscoveryResponse.FromString(message.payload).resources
+    ]
+    assert sent == [A, B]

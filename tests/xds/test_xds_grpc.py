@@ -27,7 +27,7 @@ from controlplane.model.dataplane import (
 )
 from controlplane.model.ids import ChannelName, RegionName
 from tests.xds.grpc_client import METHOD
-from tests.xds.lab import REGIONS, UNHURRIED, Lab, eventually, plan
+from tests.xds.lab import REGIONS, UNHURRIED, Lab, eventually, plan, plan_of
 
 
 class Backend:
@@ -69,11 +69,13 @@ class Client:
     def __init__(self, process: Process) -> None:
         self._process = process
 
-    async def pay(self, count: int, deadline_ms: int = 20_000) -> Counter[str]:
+    async def pay(
+        self, count: int, deadline_ms: int = 20_000, channel: str = "alipay"
+    ) -> Counter[str]:
         """Make calls, all at once; return how many each region took."""
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.write(f"{count} {deadline_ms}\n".encode())
+        self._process.stdin.write(f"{count} {deadline_ms} {channel}\n".encode())
         line = await self._process.stdout.readline()
         return Counter(json.loads(line))
 
@@ -103,7 +105,9 @@ async def client(*servers: str) -> AsyncIterator[Client]:
         process._transport.close()  # type: ignore[attr-defined]
 
 
-def dataplane(backends: dict[str, Backend], **reaction: Any) -> DataPlane:
+def dataplane(
+    backends: dict[str, Backend], *channels: ChannelTraffic, **reaction: Any
+) -> DataPlane:
     """Return the configuration that matches the services."""
     return DataPlane(
         regions=tuple(
@@ -113,7 +117,7 @@ def dataplane(backends: dict[str, Backend], **reaction: Any) -> DataPlane:
             )
             for name, backend in sorted(backends.items())
         ),
-        channels=(ChannelTraffic(name=ChannelName("alipay"), **UNHURRIED),),
+        channels=channels or (ChannelTraffic(name=ChannelName("alipay"), **UNHURRIED),),
         reaction=Reaction(**reaction),
     )
 
@@ -239,6 +243,29 @@ async def test_control_plane_gone_and_back(lab: Lab, backends: dict[str, Backend
         await lab.serve()
         await goes_to(stock, {"north"})
         await applied(lab, 2)
+
+
+async def test_a_channel_that_fails_closed(lab: Lab, backends: dict[str, Backend]) -> None:
+    """Without a staleness bound in gRPC its replica closes a single-writer channel, calls fail as
+    unavailable, no region gets one, another channel goes on; confirmed, it is open again."""
+    config = dataplane(
+        backends,
+        ChannelTraffic(name=ChannelName("alipay"), **UNHURRIED),
+        ChannelTraffic(name=ChannelName("ledger"), fail_closed=True, **UNHURRIED),
+    )
+    to_east = {name: {"east": 10_000} for name in ("alipay", "ledger")}
+    made = Snapshot.build(plan_of(1, to_east), config)
+    lab.ads.publish(made, confirmed=False)
+    async with client(lab.address) as stock:
+        assert await stock.pay(5) == {"east": 5}
+        assert set(await stock.pay(5, channel="ledger")) == {"error:UNAVAILABLE"}
+        assert backends["east"].arrivals == 5
+        lab.ads.publish(made)
+
+        async def opened() -> bool:
+            return await stock.pay(5, channel="ledger") == {"east": 5}
+
+        await eventually(opened, "open once confirmed")
 
 
 async def test_first_replica_dead(lab: Lab, backends: dict[str, Backend]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -11,7 +12,8 @@ import aiohttp
 from agents.xds_files import XdsFiles
 from controlplane.adapters.xds_bootstrap import envoy_files_bootstrap
 from controlplane.adapters.xds_snapshot import Snapshot
-from controlplane.model.dataplane import DataPlane
+from controlplane.model.dataplane import DataPlane, Endpoint, RegionEndpoints
+from controlplane.model.ids import RegionName
 from tests.xds.lab import Envoy, Lab, eventually, plan
 
 ALONE = {"east": 0, "north": 10_000, "south": 0}
@@ -96,6 +98,27 @@ async def test_a_region_that_is_out_becomes_the_last_one(
     await applied(lab, 3)
     lab.gateways["east"].deaf = False
     await eventually(lambda: _all_go(envoy, http, "east"), "east has all")
+
+
+async def test_a_sick_endpoint_of_the_last_region_is_left(
+    lab: Lab, http: aiohttp.ClientSession
+) -> None:
+    """Of the last region's three endpoints two are unhealthy: the third has all payments, for local
+    reaction still chooses among them. With the third one out, too, all three have some."""
+    ports = [gateway.port for gateway in lab.gateways.values()]
+    region = RegionEndpoints(
+        region=RegionName("north"),
+        endpoints=tuple(Endpoint(host="127.0.0.1", port=port) for port in ports),
+    )
+    config = replace(lab.dataplane(check_interval_ms=50), regions=(region,))
+    envoy = await start(lab, http, {"north": 10_000}, config)
+    for name in ("east", "north"):
+        lab.gateways[name].healthy = False
+    await healthy(envoy, http, 1)
+    assert await paid(envoy, http) == {"south": 30}
+    lab.gateways["south"].healthy = False
+    await healthy(envoy, http, 0)
+    assert set(await paid(envoy, http)) == {"east", "north", "south"}
 
 
 async def test_an_ejected_last_region_is_back_with_its_first_answer(
@@ -184,6 +207,4 @@ async def _all_go(envoy: Envoy, http: aiohttp.ClientSession, region: str) -> boo
 
 
 async def _route_is(envoy: Envoy, http: aiohttp.ClientSession, cluster: str) -> bool:
-    url = f"http://127.0.0.1:{envoy.admin}/config_dump?resource=dynamic_route_configs"
-    async with http.get(url) as answer:
-        return f'"cluster": "{cluster}"' in await answer.text()
+    return f'"cluster": "{cluster}"' in await envoy.routes(http)

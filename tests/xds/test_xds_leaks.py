@@ -61,7 +61,7 @@ async def _leaked(lab: Lab, envoy: Envoy, http: aiohttp.ClientSession) -> int:
     return lab.gateways["east"].arrivals["alipay"] - before
 
 
-def _changed(snapshot: Snapshot, type_url: str, change: Callable[[Any], None]) -> Snapshot:
+def mutated(snapshot: Snapshot, type_url: str, change: Callable[[Any], None]) -> Snapshot:
     """Return the snapshot with every resource of a type changed: a protection removed."""
     kinds: dict[str, Any] = {
         EDS: endpoint_pb2.ClusterLoadAssignment,
@@ -88,7 +88,8 @@ def _default_panic(cluster: Any) -> None:
     cluster.common_lb_config.ClearField("healthy_panic_threshold")
 
 
-def _explicit_zero(cla: Any) -> None:
+def explicit_zero(cla: Any) -> None:
+    """Say 0 where nothing is said: Envoy refuses that."""
     for locality in cla.endpoints:
         if not locality.HasField("load_balancing_weight"):
             locality.load_balancing_weight.value = 0
@@ -185,7 +186,7 @@ async def test_missing_weights_leak_nothing(lab: Lab, http: aiohttp.ClientSessio
 async def test_mutant_without_draining_leaks(lab: Lab, http: aiohttp.ClientSession) -> None:
     """Mutation: without DRAINING, payments reach the fenced region once the live ones are out."""
     snapshot = Snapshot.build(plan(1, FENCED), lab.dataplane(**QUICK))
-    envoy = await _start(lab, http, _changed(snapshot, EDS, _all_healthy))
+    envoy = await _start(lab, http, mutated(snapshot, EDS, _all_healthy))
     lab.gateways["north"].healthy = lab.gateways["south"].healthy = False
     await _healthy(envoy, http, 1)
     assert await _leaked(lab, envoy, http) > 0
@@ -194,7 +195,7 @@ async def test_mutant_without_draining_leaks(lab: Lab, http: aiohttp.ClientSessi
 async def test_mutant_with_default_panic_leaks(lab: Lab, http: aiohttp.ClientSession) -> None:
     """Mutation: with Envoy's default panic threshold, payments reach regions that are out."""
     snapshot = Snapshot.build(plan(1, FENCED), lab.dataplane(**QUICK))
-    mutant = _changed(_changed(snapshot, EDS, _all_healthy), CDS, _default_panic)
+    mutant = mutated(mutated(snapshot, EDS, _all_healthy), CDS, _default_panic)
     envoy = await _start(lab, http, mutant)
     for gateway in lab.gateways.values():
         gateway.healthy = False
@@ -202,7 +203,7 @@ async def test_mutant_with_default_panic_leaks(lab: Lab, http: aiohttp.ClientSes
     assert await _leaked(lab, envoy, http) > 0
 
 
-async def test_mutant_with_explicit_zero_is_refused(lab: Lab, http: aiohttp.ClientSession) -> None:
+async def test_mutant_withexplicit_zero_is_refused(lab: Lab, http: aiohttp.ClientSession) -> None:
     """Mutation: an explicit weight of 0 is refused by Envoy; the fence would never land, and the
     subscriber is named as a laggard."""
     dataplane = lab.dataplane()
@@ -210,7 +211,7 @@ async def test_mutant_with_explicit_zero_is_refused(lab: Lab, http: aiohttp.Clie
         lab, http, Snapshot.build(plan(1, {"east": 5000, "north": 5000}), dataplane)
     )
     fenced = Snapshot.build(plan(2, {"east": 0, "north": 10_000}), dataplane)
-    lab.ads.publish(_changed(fenced, EDS, _explicit_zero))
+    lab.ads.publish(mutated(fenced, EDS, explicit_zero))
     name = "cluster.payments.alipay.update_rejected"
 
     async def refused() -> bool:

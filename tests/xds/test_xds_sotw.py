@@ -252,6 +252,21 @@ def test_unsubscribing_sends_nothing() -> None:
     assert client.read(view(1)) == []
 
 
+@pytest.mark.parametrize("type_url", ORDER)
+def test_who_asks_again_is_answered_again(type_url: str) -> None:
+    """A client that gave a name up has forgotten the resource: asking for it again at the same
+    version is answered, for it waits."""
+    client = Client(agent="gRPC C-core")
+    client.ask(type_url, A, B)
+    client.read(view(1))
+    client.ack(type_url, A)
+    assert client.read(view(1)) == []
+    client.ack(type_url, A, B)
+    assert client.read_types(view(1)) == [type_url]
+    client.ack(type_url, A, B)
+    assert client.read(view(1)) == []
+
+
 def test_unknown_names_are_remembered() -> None:
     """A name that does not exist yet is answered when it comes to exist."""
     client = Client()
@@ -284,6 +299,15 @@ def test_reconnecting_client_is_never_taken_back() -> None:
     client.ask(EDS, A, version="9.cafe")
     assert client.read(view(8)) == []
     assert client.read_types(view(9)) == [EDS]
+
+
+@pytest.mark.parametrize("type_url", [CDS, LDS, RDS])
+def test_a_version_of_digits_is_no_epoch(type_url: str) -> None:
+    """Versions of what has no epoch are digests, some of digits only: a client that comes with one
+    is served, and gets what changes later."""
+    client = Client(agent="gRPC C-core")
+    client.ask(type_url, A, version="123456789012")
+    assert client.read_types(view(1)) == [type_url]
 
 
 def test_reconnecting_client_is_answered() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import Any
 
 import grpc
@@ -11,7 +12,9 @@ from lock_lab import PATIENT, Lab
 from controlplane.adapters.lock_service import LockServiceServicer
 from controlplane.locks.audit import AuditLog
 from controlplane.locks.manager import LockManager
-from controlplane.v1 import lock_pb2_grpc
+from controlplane.v1 import lock_pb2, lock_pb2_grpc
+
+TTL = 30_000
 
 
 class Served:
@@ -54,3 +57,26 @@ async def serve(lab: Lab, kind: type[LockServiceServicer] = LockServiceServicer)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     return Served(manager, server, port, servicer)
+
+
+def acquire(number: int, **fields: Any) -> lock_pb2.SessionCall:
+    """A call with a good request, changed."""
+    good = {"name": "a", "owner": "o", "ttl_ms": TTL, "request_id": str(uuid.uuid4())}
+    return lock_pb2.SessionCall(id=number, acquire=lock_pb2.AcquireRequest(**(good | fields)))
+
+
+class Raw:
+    """A session without a client: one call at a time, each answered before the next."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+        self._stream: Any = None
+
+    async def ask(self, *calls: lock_pb2.SessionCall) -> lock_pb2.SessionAnswer:
+        """Send calls of which one is answered."""
+        if self._stream is None:
+            self._stream = lock_pb2_grpc.LockServiceStub(self._channel).Session()
+        await self._stream.write(lock_pb2.SessionRequest(calls=calls))
+        response = await self._stream.read()
+        answer: lock_pb2.SessionAnswer = response.answers[0]
+        return answer

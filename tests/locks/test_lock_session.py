@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
 
 import grpc
 import pytest
 from google.rpc import code_pb2
 from lock_lab import Lab
-from lock_served import Older, Served, serve
+from lock_served import Older, Raw, Served, acquire, serve
 
 from controlplane.adapters import lock_session
 from controlplane.adapters.lock_client import LockClient
@@ -31,12 +30,6 @@ async def served(lab: Lab) -> AsyncIterator[Served]:
     found = await serve(lab)
     yield found
     await found.server.stop(None)
-
-
-def acquire(number: int, **fields: Any) -> lock_pb2.SessionCall:
-    """A call with a good request, changed."""
-    good = {"name": "a", "owner": "o", "ttl_ms": TTL, "request_id": str(uuid.uuid4())}
-    return lock_pb2.SessionCall(id=number, acquire=lock_pb2.AcquireRequest(**(good | fields)))
 
 
 async def test_hundreds_of_calls_share_one_stream(served: Served) -> None:
@@ -92,20 +85,6 @@ async def test_a_cancelled_waiter_leaves_the_queue(served: Served) -> None:
     await served.waiters(0)
     await served.manager.release("a", owner="holder", token=held.token)
     assert not (await served.manager.inspect("a")).holders
-
-
-class Raw:
-    """A session without a client: one call at a time, each answered before the next."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stream = lock_pb2_grpc.LockServiceStub(channel).Session()
-
-    async def ask(self, *calls: lock_pb2.SessionCall) -> lock_pb2.SessionAnswer:
-        """Send calls of which one is answered."""
-        await self._stream.write(lock_pb2.SessionRequest(calls=calls))
-        response = await self._stream.read()
-        answer: lock_pb2.SessionAnswer = response.answers[0]
-        return answer
 
 
 async def test_a_grant_that_crosses_its_withdrawal_is_given_back(served: Served) -> None:

@@ -67,7 +67,7 @@ async def test_threads_share_one_stream(served: Served, pool: ThreadPoolExecutor
                 locks.acquire(f"n{number}", owner="p", ttl_ms=TTL)
             with pytest.raises(InvalidInputError):
                 locks.acquire(f"n{number}", owner="p", ttl_ms=1)
-            seen.append(served.servicer._sessions)
+            seen.append(len(served.servicer._open))
             assert locks.release(grant) == 0
             assert locks.release(grant) is None
             return grant.token.value
@@ -185,7 +185,7 @@ async def test_a_stream_without_calls_ends_and_the_next_call_opens_another(
             await waiting
             held = (await served.manager.inspect("a")).holders[0]
             assert held.owner == f"w{turn}"
-            await until(lambda: served.servicer._sessions == 0)
+            await until(lambda: not served.servicer._open)
 
 
 async def test_calls_to_a_replica_that_hangs_are_refused(

@@ -11,10 +11,10 @@ from typing import Any
 
 import grpc
 
+from controlplane.adapters.lock_stream_sync import SyncLockStream
 from controlplane.adapters.lock_wire import (
     CALL_TIMEOUT_MS,
     acquire_request,
-    error_of,
     grant_of,
     release_request,
     renew_request,
@@ -25,15 +25,15 @@ from controlplane.locks.errors import LockLostError
 from controlplane.locks.grant import Grant, Mode
 from controlplane.locks.tenure import Tenure
 from controlplane.model.errors import UnavailableError, WeirError
-from controlplane.v1 import lock_pb2_grpc
 
 
 class SyncLockClient:
-    """Blocking, safe across threads. `channels` are open grpc channels to replicas."""
+    """Blocking, safe across threads. `channels` are open grpc channels to replicas, tried in turn;
+    closing a channel ends its stream too."""
 
     def __init__(self, channels: Sequence[grpc.Channel], *, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or SystemClock()
-        self._stubs: list[Any] = [lock_pb2_grpc.LockServiceStub(channel) for channel in channels]
+        self._links = [SyncLockStream(channel) for channel in channels]
         self._at = 0
 
     def acquire(
@@ -53,7 +53,7 @@ class SyncLockClient:
             "owner": owner, "ttl_ms": ttl_ms, "wait_ms": wait_ms, "mode": mode, "shared": shared,
             "reentrant": reentrant, "request": request,
         })  # fmt: skip
-        answer, sent = self._call("Acquire", ask, name, CALL_TIMEOUT_MS + wait_ms)
+        answer, sent = self._call("acquire", ask, name, CALL_TIMEOUT_MS + wait_ms)
         grant = grant_of(answer, ask, sent)
         if grant.waited_ms <= ttl_ms // 2:
             return grant
@@ -78,7 +78,7 @@ class SyncLockClient:
         """
         ask = renew_request(grant.name, grant.owner, grant.token, ttl_ms or grant.ttl_ms, mode)
         answer, sent = self._call(
-            "Renew", ask, grant.name, renew_timeout_ms(ask.ttl_ms), timeout_ms
+            "renew", ask, grant.name, renew_timeout_ms(ask.ttl_ms), timeout_ms
         )
         fresh = grant_of(answer, ask, sent)
         return replace(
@@ -88,7 +88,7 @@ class SyncLockClient:
     def release(self, grant: Grant, *, whole: bool = True) -> int | None:
         """Release; the entries left, None when the token did not hold the lock."""
         ask = release_request(grant.name, grant.owner, grant.token, None, whole=whole)
-        answer, _ = self._call("Release", ask, grant.name, CALL_TIMEOUT_MS)
+        answer, _ = self._call("release", ask, grant.name, CALL_TIMEOUT_MS)
         return answer.entries if answer.released else None
 
     @contextmanager
@@ -152,24 +152,21 @@ class SyncLockClient:
             yield held
 
     def _call(
-        self, method: str, ask: Any, name: str, timeout_ms: int, whole_ms: int | None = None
+        self, kind: str, ask: Any, name: str, timeout_ms: int, whole_ms: int | None = None
     ) -> tuple[Any, int]:
-        last, count, first = UnavailableError("no replica was named"), len(self._stubs), self._at
+        last, count, first = UnavailableError("no replica was named"), len(self._links), self._at
         began = self.clock.monotonic_ms()
         for turn in range(count):
             at = (first + turn) % count
-            stub, sent = self._stubs[at], self.clock.monotonic_ms()
+            link, sent = self._links[at], self.clock.monotonic_ms()
             if whole_ms is not None:
                 timeout_ms = min(timeout_ms, began + whole_ms - sent)
                 if timeout_ms <= 0:
                     break
             try:
-                answer = getattr(stub, method)(ask, timeout=timeout_ms / 1000)
-            except grpc.RpcError as error:
-                found = error_of(error, name)
-                if not isinstance(found, UnavailableError):
-                    raise found from error
-                last = found
+                answer = link.ask(kind, ask, timeout_ms, name)
+            except UnavailableError as error:
+                last = error
                 continue
             self._at = at
             return answer, sent

@@ -8,6 +8,7 @@ forced ones are remembered in etcd.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -65,7 +66,9 @@ class LockServiceServicer(lock_pb2_grpc.LockServiceServicer):
         """The newest attempt by request id; None for one that came outside of a session."""
         self._ended: _Remembered[bool] = _Remembered()
         self._released: _Remembered[lock_pb2.ReleaseResponse] = _Remembered()
-        self._sessions = 0
+        self._open: set[int] = set()
+        """Numbers of the open streams, in the order they were opened."""
+        self._numbers = itertools.count(1)
 
     @typed_errors
     async def Acquire(  # noqa: N802
@@ -92,14 +95,25 @@ class LockServiceServicer(lock_pb2_grpc.LockServiceServicer):
             raise RefusedError(
                 "request_used", "the grant of this request_id has ended; use a new one"
             )
+        newest = self._newest.get(request.request_id)
+        if attempt and newest and self._went_on(attempt, newest):
+            # read late, after a pause of this process: its caller left that stream for the newer
+            # one, and holds the lock by that; a late withdrawal would free it
+            raise UnavailableError("the request went on over a newer stream")
         self._newest.put(request.request_id, attempt)
         grant = await manager.acquire(
             request.name, owner=request.owner, ttl_ms=request.ttl_ms, wait_ms=request.wait_ms,
             mode=mode, shared=request.shared, reentrant=request.reentrant,
             request=request.request_id,
         )  # fmt: skip
+        if attempt:
+            attempt.granted = True
         self._requests.put(f"{grant.name} {grant.token}", request.request_id)
         return self._grant(grant)
+
+    def _went_on(self, attempt: Attempt, newest: Attempt) -> bool:
+        later = newest.session > attempt.session and newest.session in self._open
+        return later and newest.granted
 
     def withdraw(self, attempt: Attempt) -> None:
         """Give back a grant whose caller went while the answer was on its way.
@@ -232,13 +246,14 @@ class LockServiceServicer(lock_pb2_grpc.LockServiceServicer):
         context: grpc.aio.ServicerContext,
     ) -> None:
         """Serve many calls over one stream."""
-        if self._sessions >= SESSIONS_MAX:
+        if len(self._open) >= SESSIONS_MAX:
             raise UnavailableError(f"locks: {SESSIONS_MAX} sessions are open already")
-        self._sessions += 1
+        number = next(self._numbers)
+        self._open.add(number)
         try:
-            await LockSession(self, context).run(requests)
+            await LockSession(self, context, number).run(requests)
         finally:
-            self._sessions -= 1
+            self._open.discard(number)
 
     def _grant(self, grant: Grant) -> lock_pb2.LockGrant:
         return lock_pb2.LockGrant(

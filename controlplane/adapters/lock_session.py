@@ -23,7 +23,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-import grpc
 import structlog
 from google.rpc import code_pb2, status_pb2
 
@@ -40,7 +39,7 @@ ANSWERS_A_MESSAGE: Final = 500
 RETRY_MS: Final = 100
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Attempt:
     """One call that acquires, told apart from a repetition of its request: what a withdrawal needs
     once the call is over."""
@@ -48,6 +47,9 @@ class Attempt:
     name: str
     owner: str
     request: str
+    session: int
+    """Number of its stream, in the order they were opened."""
+    granted: bool = False
 
 
 class Methods(Protocol):
@@ -75,8 +77,9 @@ class Methods(Protocol):
 class LockSession:
     """One stream."""
 
-    def __init__(self, methods: Methods, context: grpc.aio.ServicerContext) -> None:
+    def __init__(self, methods: Methods, context: Any, number: int = 0) -> None:
         self._methods = methods
+        self._number = number
         self._context = context
         self._under_way: dict[int, asyncio.Task[lock_pb2.SessionAnswer]] = {}
         self._granted: OrderedDict[int, Attempt] = OrderedDict()
@@ -133,7 +136,7 @@ class LockSession:
             self._methods.withdraw(attempt)
 
     async def _acquire(self, number: int, request: lock_pb2.AcquireRequest) -> lock_pb2.LockGrant:
-        attempt = Attempt(request.name, request.owner, request.request_id)
+        attempt = Attempt(request.name, request.owner, request.request_id, self._number)
         grant = await self._methods.acquire(request, attempt)
         self._granted[number] = attempt
         if len(self._granted) > CALLS_MAX:

@@ -60,7 +60,7 @@ class LockStream:
         except asyncio.CancelledError:
             self._waiting[number] = future  # also when the answer had come: nobody will read it
             raise
-        except _NoSessionsError:
+        except NoSessionsError:
             return await self.single(METHODS[kind], request, timeout_ms, name)
         finally:
             alarm.cancel()
@@ -116,14 +116,14 @@ class LockStream:
                         future.set_result(answer)
             failure = await _why(call) or failure
         except grpc.RpcError as error:
-            failure = _of(error)
+            failure = error_of_stream(error)
         finally:
             # nothing is awaited here: a call made from now on begins a new stream
             writer.cancel()
             call.cancel()
             self._task = None
             self._out.clear()
-            self._sessions = self._sessions and not isinstance(failure, _NoSessionsError)
+            self._sessions = self._sessions and not isinstance(failure, NoSessionsError)
             waiting, self._waiting = self._waiting, {}
             for future in waiting.values():
                 if not future.done():
@@ -142,7 +142,7 @@ class LockStream:
             call.cancel()  # the reader learns why
 
 
-class _NoSessionsError(WeirError):
+class NoSessionsError(WeirError):
     """The server is older than sessions."""
 
 
@@ -150,7 +150,7 @@ async def _why(call: Any) -> WeirError | None:
     code = await call.code()
     if code is grpc.StatusCode.OK:
         return None
-    return _of(
+    return error_of_stream(
         grpc.aio.AioRpcError(
             code, await call.initial_metadata(), await call.trailing_metadata(),
             details=await call.details(),
@@ -158,10 +158,11 @@ async def _why(call: Any) -> WeirError | None:
     )  # fmt: skip
 
 
-def _of(error: grpc.RpcError) -> WeirError:
+def error_of_stream(error: grpc.RpcError) -> WeirError:
+    """Return our error for a stream that broke."""
     call: Any = error
     if call.code() is grpc.StatusCode.UNIMPLEMENTED:
-        return _NoSessionsError("no sessions")
+        return NoSessionsError("no sessions")
     found = error_of(error, "")
     if call.code().value[0] in {code_pb2.CANCELLED, code_pb2.INTERNAL, code_pb2.UNKNOWN}:
         return UnavailableError(f"the stream of lock calls broke: {found}", RETRY_MS)

@@ -161,7 +161,7 @@ class DirectLocks:
                     in_redis = True
                     grant = self._wait(link, ask, answer, until, started)
                 elif isinstance(answer, codec.Busy):
-                    raise LockHeldError(
+                    raise LockHeldError(  # noqa: TRY301 - what it holds is given back below
                         ask.name, left_ms=answer.left_ms, waiters=answer.waiters, owner=answer.owner
                     )
                 else:
@@ -169,13 +169,12 @@ class DirectLocks:
                 if grant is not None:
                     in_redis = False
                     return grant
-        except (UnavailableError, TimeoutError):
-            if in_redis:
-                self._owed.append((ask, link.channel))  # this connection is given up
-            raise
-        except WeirError:
-            if in_redis:
+        except BaseException as error:
+            answered = isinstance(error, WeirError) and not isinstance(error, UnavailableError)
+            if in_redis and answered:
                 self._withdraw(link, ask, link.channel)
+            elif in_redis:  # this connection is given up, also when the caller is interrupted
+                self._owed.append((ask, link.channel))
             raise
 
     def _withdraw(self, link: BlockingRedis, ask: codec.Ask, channel: str) -> None:

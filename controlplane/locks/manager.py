@@ -270,11 +270,16 @@ class LockManager:
         return codec.acquired(await self.scripts.run("acquire", ask.name, *argv))
 
     async def announce_ttl(self, epoch: int, ttl_ms: int) -> None:
-        """Tell etcd, then Redis, that grants of this epoch may last this long."""
+        """Tell etcd, then Redis, that grants of this epoch may last this long.
+
+        LineageError when etcd has another epoch in force: asking Redis again would not help.
+        """
         record = await self.register.raise_ttl(epoch, ttl_ms)
         self.lineage.saw(record.epoch)
-        if record.epoch == epoch:
-            await self.scripts.run("raise", None, epoch, record.ttl_high_ms)
+        if record.epoch != epoch:
+            self.keeper.kick()
+            raise LineageError("stale", RETRY_AFTER_MS["stale"])
+        await self.scripts.run("raise", None, epoch, record.ttl_high_ms)
 
     async def confirm_replicas(self) -> None:
         """Wait until the configured number of replicas has the grant."""

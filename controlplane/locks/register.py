@@ -97,6 +97,7 @@ class EpochRegister:
     async def _lead(self) -> Record:
         batch = self._batch = asyncio.get_running_loop().create_future()
         try:
+            await asyncio.sleep(0)  # those whose grants came in the same answer of Redis join
             async with self._gate:
                 self._batch = None  # who asks from here on needs a later read
                 self.reads += 1

@@ -38,7 +38,8 @@ class Tenure:
 
     def over(self, now_ms: int) -> bool:
         """Tell whether it is lost, which it is from now on if its time is over."""
-        self.lost = not self.remaining_ms(now_ms)
+        if not self.remaining_ms(now_ms):
+            self.lost = True  # never back: another thread may have learnt of a loss meanwhile
         return self.lost
 
     def error(self) -> LockLostError:

@@ -76,6 +76,34 @@ def test_lower_tokens_are_refused(database: tuple[SqlGuard, Connect, str]) -> No
     connection.close()
 
 
+def test_a_connection_that_commits_by_itself_is_refused(
+    database: tuple[SqlGuard, Connect, str],
+) -> None:
+    """The seal would be over before the body begins: a later holder comes in between, and a write
+    under the lower token overwrites its own."""
+    guard, connect, _ = database
+    connection, other = connect(), connect()
+    if guard.dialect is SqlDialect.SQLITE:
+        connection.isolation_level = None
+    elif guard.dialect is SqlDialect.MYSQL:
+        connection.autocommit(True)
+    else:
+        connection.autocommit = True
+    with (  # noqa: PT012 - the body is what would go wrong
+        pytest.raises(InvalidInputError, match="autocommit"),
+        guard.transaction(connection, "r", 1) as cursor,
+    ):
+        with guard.transaction(other, "r", 2) as later:
+            later.execute("UPDATE account SET balance = 2 WHERE name = 'a'")
+        cursor.execute("UPDATE account SET balance = 1 WHERE name = 'a'")
+    if guard.dialect is SqlDialect.SQLITE:  # a transaction begun by hand is one
+        connection.execute("BEGIN")
+        with guard.transaction(connection, "r", 3) as cursor:
+            cursor.execute("UPDATE account SET balance = 3 WHERE name = 'a'")
+    connection.close()
+    other.close()
+
+
 def test_an_error_in_the_body_rolls_back(database: tuple[SqlGuard, Connect, str]) -> None:
     """The seal goes with the transaction: a failed body leaves nothing."""
     guard, connect, _ = database

@@ -5,46 +5,23 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
 
 import grpc
 import pytest
 from google.rpc import code_pb2
-from lock_lab import PATIENT, Lab
+from lock_lab import Lab
+from lock_served import Older, Raw, Served, acquire, serve
 
 from controlplane.adapters import lock_session
 from controlplane.adapters.lock_client import LockClient
-from controlplane.adapters.lock_service import LockServiceServicer
-from controlplane.locks.audit import AuditLog
 from controlplane.locks.errors import LockHeldError, LockLostError
 from controlplane.locks.grant import Mode
 from controlplane.locks.hold import hold
-from controlplane.locks.manager import LockManager
 from controlplane.locks.token import Token
 from controlplane.model.errors import InvalidInputError, UnavailableError
 from controlplane.v1 import lock_pb2, lock_pb2_grpc
 
 TTL = 30_000
-
-
-class Served:
-    """A manager behind a gRPC server that a test may stop."""
-
-    def __init__(self, manager: LockManager, server: grpc.aio.Server, port: int) -> None:
-        self.manager = manager
-        self.server = server
-        self.address = f"127.0.0.1:{port}"
-
-
-async def serve(lab: Lab, kind: type[Any] = LockServiceServicer) -> Served:
-    """Start one on a free port."""
-    manager = await lab.manager(limits=PATIENT)
-    audit = AuditLog(await lab.store(), f"/weir/{lab.prefix}/audit/".encode())
-    server = grpc.aio.server()
-    lock_pb2_grpc.add_LockServiceServicer_to_server(kind(manager, audit), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    return Served(manager, server, port)
 
 
 @pytest.fixture
@@ -53,19 +30,6 @@ async def served(lab: Lab) -> AsyncIterator[Served]:
     found = await serve(lab)
     yield found
     await found.server.stop(None)
-
-
-async def waiters(served: Served, count: int) -> None:
-    """Wait until so many wait for "a"."""
-    async with asyncio.timeout(20):
-        while (await served.manager.inspect("a")).waiters != count:
-            await asyncio.sleep(0.002)
-
-
-def acquire(number: int, **fields: Any) -> lock_pb2.SessionCall:
-    """A call with a good request, changed."""
-    good = {"name": "a", "owner": "o", "ttl_ms": TTL, "request_id": str(uuid.uuid4())}
-    return lock_pb2.SessionCall(id=number, acquire=lock_pb2.AcquireRequest(**(good | fields)))
 
 
 async def test_hundreds_of_calls_share_one_stream(served: Served) -> None:
@@ -106,35 +70,21 @@ async def test_a_cancelled_waiter_leaves_the_queue(served: Served) -> None:
             asyncio.ensure_future(locks.acquire("a", owner=f"w{i}", ttl_ms=TTL, wait_ms=60_000))
             for i in range(3)
         ]
-        await waiters(served, 3)
+        await served.waiters(3)
         calls[0].cancel()
-        await waiters(served, 2)
+        await served.waiters(2)
         await locks.aclose()
-        await waiters(served, 0)
+        await served.waiters(0)
         for call in calls[1:]:
             with pytest.raises(UnavailableError):
                 await call
         waiting = asyncio.ensure_future(locks.acquire("a", owner="w", ttl_ms=TTL, wait_ms=60_000))
-        await waiters(served, 1)
+        await served.waiters(1)
     with pytest.raises(UnavailableError):
         await waiting
-    await waiters(served, 0)
+    await served.waiters(0)
     await served.manager.release("a", owner="holder", token=held.token)
     assert not (await served.manager.inspect("a")).holders
-
-
-class Raw:
-    """A session without a client: one call at a time, each answered before the next."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stream = lock_pb2_grpc.LockServiceStub(channel).Session()
-
-    async def ask(self, *calls: lock_pb2.SessionCall) -> lock_pb2.SessionAnswer:
-        """Send calls of which one is answered."""
-        await self._stream.write(lock_pb2.SessionRequest(calls=calls))
-        response = await self._stream.read()
-        answer: lock_pb2.SessionAnswer = response.answers[0]
-        return answer
 
 
 async def test_a_grant_that_crosses_its_withdrawal_is_given_back(served: Served) -> None:
@@ -217,7 +167,7 @@ async def test_a_lost_replica_is_left_for_the_next(lab: Lab, served: Served) -> 
     ):
         locks = LockClient([first, second])
         waiting = asyncio.ensure_future(locks.acquire("a", owner="w", ttl_ms=TTL, wait_ms=60_000))
-        await waiters(served, 1)
+        await served.waiters(1)
         await served.server.stop(None)
         async with asyncio.timeout(20):
             while not other.manager.hand_offs:
@@ -228,14 +178,6 @@ async def test_a_lost_replica_is_left_for_the_next(lab: Lab, served: Served) -> 
         with pytest.raises(UnavailableError):
             await LockClient([first]).acquire("b", owner="o", ttl_ms=TTL)
     await other.server.stop(None)
-
-
-class Older(LockServiceServicer):
-    """A server from before sessions."""
-
-    async def Session(self, requests: Any, context: Any) -> None:  # noqa: N802
-        """Not known."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
 
 async def test_an_older_server_is_called_method_by_method(lab: Lab) -> None:

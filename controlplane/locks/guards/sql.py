@@ -131,8 +131,11 @@ class SqlGuard:
         """Seal, run the body with a cursor, commit; roll back on any error.
 
         The connection must not have a transaction open: what was read before the seal is not
-        protected.
+        protected. Raises InvalidInputError for one in autocommit mode: there the seal would be a
+        transaction of its own, and a later holder could come between it and the body.
         """
+        if _autocommits(connection):
+            raise InvalidInputError("connection", "is in autocommit mode: nothing would be guarded")
         cursor = connection.cursor()
         try:
             self.seal(cursor, resource, token)
@@ -143,3 +146,12 @@ class SqlGuard:
             raise
         finally:
             cursor.close()
+
+
+def _autocommits(connection: Any) -> bool:
+    """Tell whether every statement is its own transaction, as far as drivers tell."""
+    if getattr(connection, "isolation_level", "") is None and hasattr(connection, "in_transaction"):
+        return not connection.in_transaction  # sqlite3: a BEGIN by hand is as good
+    if callable(asked := getattr(connection, "get_autocommit", None)):
+        return bool(asked())  # PyMySQL, mysqlclient
+    return getattr(connection, "autocommit", False) is True

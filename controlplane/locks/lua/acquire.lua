@@ -29,12 +29,12 @@ local function again(epoch, counter, left, entries, requests, asked_by, save, re
       if tonumber(entries) >= ENTRIES_MAX then return {'nested'} end
       entries = entries + 1
     end
-    local _, words = string.gsub(requests, '%S+', '')
-    if words < ENTRIES_MAX then requests = requests .. ' ' .. request end
     left = math.max(left, tonumber(ttl))
+    save(left, entries, add_word(requests, request))
+    touched(f)
+  elseif asked_by ~= via and asked_by ~= SEVERAL then
+    via = SEVERAL
     save(left, entries, requests)
-  elseif asked_by ~= via then
-    save(left, entries, requests) -- repeated through another process: the first may not withdraw it
   end
   return granted(epoch, counter, left, tonumber(entries))
 end
@@ -76,17 +76,17 @@ if held[1] then
   local reply = holder_of(held)
   if reply then return reply end
 end
-local queued = redis.call('EXISTS', QUEUE) == 1
-if queued and held[1] ~= 'x' then
+local waiters = redis.call('LLEN', QUEUE)
+if waiters > 0 and held[1] ~= 'x' then
   hand_off(f, request) -- the lock is free or shared: whoever waits first goes first
   touched(f)
   held = look()
   local reply = held[1] and holder_of(held)
   if reply then return reply end
-  queued = redis.call('EXISTS', QUEUE) == 1
+  waiters = redis.call('LLEN', QUEUE)
 end
 if held[1] == 's' then held[1] = redis.call('HGET', LOCK, 'mode') end -- the purge may have emptied it
-if not queued and (not held[1] or (held[1] == 's' and shared)) then
+if waiters == 0 and (not held[1] or (held[1] == 's' and shared)) then
   local counter
   if shared then
     counter = hold_shared(f, owner, request, ttl, ARGV[11], via, now_ms())
@@ -97,22 +97,22 @@ if not queued and (not held[1] or (held[1] == 's' and shared)) then
   return granted(f[1], counter, tonumber(ttl), 1)
 end
 
-local left, waiters = redis.call('PTTL', LOCK), redis.call('LLEN', QUEUE)
+local left = redis.call('PTTL', LOCK)
 if ARGV[7] ~= '1' then
   return {'busy', left, redis.call('HGET', LOCK, 'owner') or '', waiters}
 end
 local alive = tonumber(ARGV[9])
-local ahead
-if redis.call('HEXISTS', WAITERS, request) == 1 then
-  ahead = redis.call('LPOS', QUEUE, request) or 0
-else
-  if waiters >= tonumber(ARGV[10]) then return {'full', waiters} end
+if waiters >= tonumber(ARGV[10]) and redis.call('HEXISTS', WAITERS, request) == 0 then return {'full', waiters} end
+local new = redis.call('HSET', WAITERS, request, string.format('%s %s %.0f %s %s %s %s',
+  shared and 's' or 'x', ttl, now_ms() + alive, ARGV[11], ARGV[12], via, owner)) == 1
+local ahead = not new and redis.call('LPOS', QUEUE, request)
+if not ahead then -- new, or its queue was evicted
   redis.call('RPUSH', QUEUE, request)
   ahead, waiters = waiters, waiters + 1
+  touched(f)
 end
-redis.call('HSET', WAITERS, request, string.format('%s %s %.0f %s %s %s %s',
-  shared and 's' or 'x', ttl, now_ms() + alive, ARGV[11], ARGV[12], via, owner))
-for _, key in ipairs({QUEUE, WAITERS}) do
-  if redis.call('PTTL', key) < alive then redis.call('PEXPIRE', key, 2 * alive) end
+if redis.call('PTTL', QUEUE) < alive then
+  redis.call('PEXPIRE', QUEUE, 2 * alive)
+  redis.call('PEXPIRE', WAITERS, 2 * alive)
 end
 return {'queued', left, ahead, waiters}

@@ -3,7 +3,8 @@
 -- ARGV: 1 floor  2 owner  3 request  4 channel of the process that withdraws
 -- Replies: cancelled | released (it had been granted) | gone (neither waiting nor holding by us)
 --
--- A request that was repeated through another process since is that one's: its caller has not gone.
+-- A request that was repeated through another process since is not ours to withdraw: its caller has not
+-- gone. One that was granted and asked for through several is nobody's; its TTL ends it.
 local owner, request, via = ARGV[2], ARGV[3], ARGV[4]
 local reply = 'gone'
 local waiting = redis.call('HGET', WAITERS, request)
@@ -28,9 +29,12 @@ else
     end
   end
 end
-if reply ~= 'gone' and redis.call('EXISTS', QUEUE) == 1 then
-  local f, refusal = lineage(ARGV[1])
-  refusal = refusal or closed(f)
-  if not refusal then hand_off(f, '') end
+if reply ~= 'gone' then
+  if redis.call('EXISTS', QUEUE) == 1 then
+    local f, refusal = lineage(ARGV[1])
+    refusal = refusal or closed(f)
+    if not refusal then hand_off(f, '') end
+  end
+  touched({nil, nil, nil, nil, nil, redis.call('HGET', FENCE, 'watch_until')})
 end
 return {reply}

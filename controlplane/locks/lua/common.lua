@@ -8,9 +8,11 @@
 -- Each protective check stands on one line that ends in "-- check: NAME"; the tests remove them in
 -- turn and see a promise broken.
 local FENCE, LOCK, QUEUE, WAITERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local COUNTER_MAX = 4294967294 -- a counter fills 32 bits of a token; the keeper rolls the epoch long before
-local SKIP_MAX = 4096          -- dead waiters passed over in one call
+local SKIP_MAX = 4096          -- waiters served or passed over in one call
+-- A counter fills 32 bits of a token, and one call may mint SKIP_MAX; the keeper rolls the epoch long before.
+local COUNTER_MAX = 4294967294 - SKIP_MAX
 local ENTRIES_MAX = 32         -- nested entries of one owner
+local WORDS_MAX = 64           -- request ids remembered of one grant
 
 local find, match = string.find, string.match
 
@@ -56,7 +58,11 @@ local function touched(f)
   if f[6] and tonumber(f[6]) > now_ms() then redis.call('PUBLISH', 'ev:' .. LOCK, '') end
 end
 
--- `via` is the channel of the process that asked last: only that one may withdraw the request.
+-- `via` is the channel of the process that asked: only that one may withdraw the request. Once it is
+-- granted and asked for through another one too, nobody may (SEVERAL): calls of a process that hung
+-- arrive late, so the last to arrive need not be the one whose caller holds the lock.
+local SEVERAL = '*'
+
 local function hold_exclusive(f, owner, request, ttl, since, via)
   local counter = mint()
   redis.call('HSET', LOCK, 'mode', 'x', 'owner', owner, 'epoch', f[1] or 0, 'counter', counter,
@@ -92,8 +98,10 @@ end
 -- Give the lock to those who wait, in their order: one writer, or all readers up to the next writer.
 -- A waiter is "mode ttl alive_until since sent channel owner"; one whose sign of life is too old is
 -- passed over. `sent` is its own clock when it last asked: it tells the waiter from when its time counts.
-local function hand_off(f, me)
+-- `held` is the lock's mode where the caller knows it: false for free.
+local function hand_off(f, me, held)
   local now, full = now_ms(), false
+  if held == nil then held = redis.call('HGET', LOCK, 'mode') end
   for _ = 1, SKIP_MAX do
     local request = redis.call('LINDEX', QUEUE, 0)
     if not request then return end
@@ -103,7 +111,6 @@ local function hand_off(f, me)
       mode, ttl, alive, sent, channel, owner = match(packed, '^(%a) (%d+) (%d+) %d+ (%d+) (%S+) (%S+)$')
     end
     if packed and tonumber(alive) >= now then
-      local held = redis.call('HGET', LOCK, 'mode')
       if held == 's' and purge_shared(now) == 0 then held = false end
       if held == 'x' or (held and mode == 'x') then return end
       local counter
@@ -112,6 +119,7 @@ local function hand_off(f, me)
         full = true
       else
         counter = hold_shared(f, owner, request, ttl, string.format('%.0f', now), channel, now)
+        held = 's'
       end
       if request ~= me then
         redis.call('PUBLISH', channel, string.format('%s %s %.0f %s %s', request, f[1] or 0, counter, ttl, sent))
@@ -125,4 +133,12 @@ end
 
 local function has_word(words, word)
   return find(' ' .. words .. ' ', ' ' .. word .. ' ', 1, true) ~= nil
+end
+
+-- Append a word, and forget the oldest beyond WORDS_MAX: whoever repeats a call does so soon.
+local function add_word(words, word)
+  if words == '' then return word end
+  local _, spaces = string.gsub(words, ' ', '')
+  if spaces + 1 >= WORDS_MAX then words = match(words, '^%S+ (.*)$') or '' end
+  return words .. ' ' .. word
 end

@@ -208,11 +208,12 @@ def weigh(
     lost = (current > 0) & ((limits.available[:, None] <= 0) | ~world.load.serves)
     empty |= ((current > 0) & ~world.load.serves).any(axis=0)
     if limits.frozen:
-        # only what safety or an operator asks for may move; nothing at all when cut off
+        # only what safety or an operator asks for may move, also with a leader that is cut off:
+        # a plan in which a drained region carries something is refused
         names = list(world.region_index)
         out = np.array([name in limits.out for name in names])
         forced = ((current > 0) & out[:, None] & (goal <= 0)).any(axis=0)
-        move = empty | ((forced | fixed) & (not limits.cut_off))
+        move = empty | forced | fixed
         return _arrived(np.where(move, goal, current), current, aim)
     closed = (current > 0) & (aim.cell <= 0)
     used = current @ world.load.demand / FULL_BP

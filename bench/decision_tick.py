@@ -4,7 +4,9 @@
 
 Median and best of several ticks, CPU time of the thread (the machine may be shared). "all" feeds
 every cell in every tick as columns; "calls" feeds what 4,000 payments a second spread over the
-channels (Zipf) touch in one tick; "region out" is the tick in which a region leaves.
+channels (Zipf) touch in one tick; "region out" is the worst tick while a region leaves, "objects"
+the time to make as many plain objects of four fields as that tick makes routes, and "audit" the
+plan checker's time for its plan.
 """
 
 import time
@@ -15,6 +17,7 @@ import numpy as np
 from controlplane.decision.fold import Baseline, fold
 from controlplane.decision.state import State
 from controlplane.decision.step import step
+from controlplane.model.audit import check
 from controlplane.model.evidence import (
     CellCounters,
     Digest,
@@ -106,8 +109,18 @@ def measure(topology, kind, ticks, rng):
     return float(np.median(spent[12:])), min(spent[12:])
 
 
+class Bare:
+    """What a route costs at least: an object of four fields."""
+
+    __slots__ = ("a", "b", "c", "d")
+
+    def __init__(self, a, b, c, d):
+        self.a, self.b, self.c, self.d = a, b, c, d
+
+
 def failing(topology):
-    """Ms of the one tick that takes a region out: every route is built anew."""
+    """Ms of the worst tick while a region is taken out (every route is built anew), of as many bare
+    objects, and of the check of the plan."""
     names = [region.name for region in topology.regions]
     state, worst = State.initial(topology), 0.0
     for tick in range(24):
@@ -139,7 +152,16 @@ def failing(topology):
             state = step(topology, state, evidence, NO_INTENTS, 500 * tick).state
         if tick > 10:
             worst = max(worst, (time.thread_time() - began) * 1000)
-    return worst
+    channels = [channel.name for channel in topology.channels]
+    began = time.thread_time()
+    with uncollected():
+        made = [Bare(name, channels, 0, names) for name in channels]
+    objects = (time.thread_time() - began) * 1000
+    plan = state.memory.plan
+    began = time.thread_time()
+    found = check(plan, topology)
+    assert not found, len(made)
+    return worst, objects, (time.thread_time() - began) * 1000
 
 
 def folded(channels, dirty):
@@ -183,7 +205,8 @@ def main():
     """Print the tables."""
     rng = np.random.default_rng(1)
     print(
-        "step, ms a tick (median / best)      none            calls             all    region out"
+        "step, ms a tick (median / best)      none            calls             all"
+        "    region out   objects     audit"
     )
     for regions, channels, ticks in (
         (3, 4, 200),
@@ -198,7 +221,8 @@ def main():
             for kind in ("none", "calls", "all")
         ]
         label = f"{regions:3} regions x {channels:7,} channels"
-        print(f"{label}  {'  '.join(row)}  {failing(topology):9.1f}")
+        out, objects, audit = np.median([failing(topology) for _ in range(5)], axis=0)
+        print(f"{label}  {'  '.join(row)}  {out:9.1f} {objects:9.1f} {audit:9.1f}")
     print("\nfold + step from digests, 3 regions, ms a tick (median)   1 % dirty   10 % dirty")
     for channels in (1000, 10_000):
         print(

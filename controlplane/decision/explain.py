@@ -51,7 +51,7 @@ def explain(
         intents = Intents(drains=drained) if drained else NO_INTENTS
     limits = planning.constraints(world, memory, intents)
     trace, shares = channel_trace(channel, state.channels)
-    aim, _ = planning.wanted(world, state, memory, limits, trace)
+    aim = planning.wanted(world, state, memory, limits, trace)
     steps = [*_evidence(topology, state, world.serving[column]), *_cells(world, state, channel)]
     names, last = tuple(world.region_index), None
     for rule, values in shares:

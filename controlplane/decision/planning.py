@@ -14,21 +14,23 @@ Panic is the same for all channels at once: no region is available at all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from itertools import compress
+from operator import attrgetter, ne
 
 import numpy as np
 import numpy.typing as npt
 
+from controlplane.decision.classes import Numbers, alike, classes, members
 from controlplane.decision.phases import available_bp
 from controlplane.decision.smoothing import approach, round_columns
 from controlplane.decision.state import BreakerMemory, Memory, State
-from controlplane.decision.weights import Target, Trace, override_row, target, untraced
+from controlplane.decision.weights import Trace, override_row, target, untraced
 from controlplane.decision.world import World
 from controlplane.model.ids import FULL_BP, ChannelName, RegionName
 from controlplane.model.intents import Intents
-from controlplane.model.plan import Breaker, Phase, Route, route
+from controlplane.model.plan import Breaker, Phase, Route, routes
 
 Table = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -141,10 +143,22 @@ def cell_table(world: World, memory: Memory) -> Table:
     return cell
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aim:
+    """What the rules ask for before operators and fallbacks: whole-bp weights (regions, channels),
+    shed share per channel, where nobody may serve, utilisation per region, the breakers' table."""
+
+    goal: Table
+    shed: Table
+    orphans: Mask
+    utilisation: Table
+    cell: Table
+
+
 def wanted(
     world: World, state: State, memory: Memory, limits: Constraints, trace: Trace = untraced
-) -> tuple[Target, Table]:
-    """Return the target of the rules and the breakers' table it rests on."""
+) -> Aim:
+    """Return the target of the rules, computed once for every class of channels."""
     shape = (len(world.region_index), len(world.channel_index))
     cell = cell_table(world, memory)
     tilt = state.columns["tilt"].reshape(shape)
@@ -152,7 +166,22 @@ def wanted(
         tilt = tilt.copy()
         tilt[:, [world.channel_index[name] for name in memory.outages]] = 1.0
     limit = world.topology.policy.utilisation_target_bp / FULL_BP
-    return target(world.load, limits.available, cell, tilt, limit, trace), cell
+    kinds = classes(world, cell, tilt)
+
+    def traced(rule: str, share: Table) -> None:
+        trace(rule, share[:, kinds.of])
+
+    aim = target(
+        kinds.load, limits.available, kinds.cell, kinds.tilt, limit,
+        untraced if trace is untraced else traced,
+    )  # fmt: skip
+    return Aim(
+        goal=round_columns(aim.share)[:, kinds.of],
+        shed=aim.shed[kinds.of],
+        orphans=aim.orphans[kinds.of],
+        utilisation=aim.utilisation,
+        cell=cell,
+    )
 
 
 def weigh(
@@ -167,26 +196,26 @@ def weigh(
     policy = world.topology.policy
     shape = (len(world.region_index), len(world.channel_index))
     current = state.columns["weight"].reshape(shape)
-    good = state.columns["good"].reshape(shape)
-    aim, cell = wanted(world, state, memory, limits, trace)
-    share = aim.share
+    aim = wanted(world, state, memory, limits, trace)
+    goal = aim.goal
     if aim.orphans.any():
-        share = _fallback(world, share, aim.orphans, good, limits)
-    fixed = _override(world, share, limits, intents)
-    goal = round_columns(share)
+        good = state.columns["good"].reshape(shape)[:, aim.orphans]
+        serves = world.load.serves[:, aim.orphans]
+        goal[:, aim.orphans] = round_columns(_fallback(world, serves, good, limits))
+    fixed = _override(world, goal, limits, intents)
     # a column that is not whole is new, or lost a region to another topology
     empty = current.sum(axis=0) != FULL_BP
     lost = (current > 0) & ((limits.available[:, None] <= 0) | ~world.load.serves)
     empty |= ((current > 0) & ~world.load.serves).any(axis=0)
     if limits.frozen:
-        # only what safety or an operator asks for may move; nothing at all when cut off
+        # only what safety or an operator asks for may move, also with a leader that is cut off:
+        # a plan in which a drained region carries something is refused
         names = list(world.region_index)
         out = np.array([name in limits.out for name in names])
         forced = ((current > 0) & out[:, None] & (goal <= 0)).any(axis=0)
-        move = empty | ((forced | fixed) & (not limits.cut_off))
-        weight = np.where(move, goal, current)
-        return _arrived(weight, aim, goal, settled=bool(np.all(weight == current)))
-    closed = (current > 0) & (cell <= 0)
+        move = empty | forced | fixed
+        return _arrived(np.where(move, goal, current), current, aim)
+    closed = (current > 0) & (aim.cell <= 0)
     used = current @ world.load.demand / FULL_BP
     overloaded = (used > world.load.capacity) & (world.load.capacity > 0)
     heavy = ((goal < current) & overloaded[:, None]).any(axis=0)
@@ -194,39 +223,30 @@ def weigh(
     outage[[world.channel_index[name] for name in memory.outages]] = True
     jump = empty | (lost | closed).any(axis=0) | heavy | fixed | aim.orphans | outage
     weight = approach(current, goal, jump, policy.step_limit_bp, policy.dead_band_bp)
-    return _arrived(weight, aim, goal, settled=bool(np.all(weight == current)))
+    return _arrived(weight, current, aim)
 
 
-def _arrived(weight: Table, aim: Target, goal: Table, *, settled: bool) -> Weights:
+def _arrived(weight: Table, current: Table, aim: Aim) -> Weights:
+    # nothing moved, or nothing is left to move: the same situation gives the same weights again
+    settled = np.array_equal(weight, current) or np.array_equal(weight, aim.goal)
     shed = np.rint(aim.shed * FULL_BP)
-    return Weights(weight=weight, shed=shed, settled=settled, orphans=aim.orphans, goal=goal)
+    return Weights(weight=weight, shed=shed, settled=settled, orphans=aim.orphans, goal=aim.goal)
 
 
-def _fallback(world: World, share: Table, orphans: Mask, good: Table, limits: Constraints) -> Table:
-    share = share.copy()
-    names = list(world.region_index)
-    alive = np.array([name not in limits.out for name in names])
-    unfailed = np.array([name not in limits.failed for name in names])
-    base = world.load.share
-    for column in np.flatnonzero(orphans).tolist():
-        serves = world.load.serves[:, column]
-        for candidates in (serves & alive, serves & unfailed):
-            if candidates.any():
-                last = np.where(candidates, good[:, column], 0.0)
-                row = last if last.sum() > 0 else np.where(candidates, base, 0.0)
-                if row.sum() <= 0:
-                    row = candidates.astype(np.float64)
-                break
-        else:
-            row = good[:, column]
-            if row.sum() <= 0:
-                row = serves.astype(np.float64)
-        share[:, column] = row / row.sum()
-    return share
+def _fallback(world: World, serves: Mask, good: Table, limits: Constraints) -> Table:
+    """Return shares for orphans; `serves` and `good` have their columns only."""
+    alive = np.array([name not in limits.out for name in world.regions])[:, None]
+    unfailed = np.array([name not in limits.failed for name in world.regions])[:, None]
+    served = np.where((serves & alive).any(axis=0), serves & alive, serves & unfailed)
+    nobody = ~served.any(axis=0)
+    share = np.where(served | nobody, good, 0.0)
+    for otherwise in (np.where(served, world.load.share[:, None], 0.0), served, serves):
+        share = np.where(share.sum(axis=0) > 0, share, otherwise)
+    return np.asarray(share / share.sum(axis=0), dtype=np.float64)
 
 
-def _override(world: World, share: Table, limits: Constraints, intents: Intents) -> Mask:
-    """Put operators' weights into `share`; return which channels they fix."""
+def _override(world: World, goal: Table, limits: Constraints, intents: Intents) -> Mask:
+    """Put operators' weights into `goal`; return which channels they fix."""
     fixed = np.zeros(len(world.channel_index), dtype=np.bool_)
     regions = tuple(world.region_index)
     for override in intents.overrides:
@@ -238,7 +258,7 @@ def _override(world: World, share: Table, limits: Constraints, intents: Intents)
         )
         row = override_row(override, regions, limits.out | serves)
         if row is not None:
-            share[:, column] = row
+            goal[:, column] = round_columns(row[:, None])[:, 0]
             fixed[column] = True
     return fixed
 
@@ -247,43 +267,46 @@ def build_routes(
     world: World,
     previous: tuple[Route, ...],
     weights: Weights,
-    changed: Mask,
+    anew: Mask,
     reasons: Sequence[tuple[str, ...]] | None,
 ) -> tuple[Route, ...]:
-    """Return the routes; those whose column did not change keep their object.
+    """Return the routes in the order of the topology's channels; those that did not change keep
+    their object. `previous` are this topology's, or none.
 
-    `reasons`, one entry a channel, is None while the situation is the same: then old ones hold.
+    `anew` are channels that have another weight or share to shed. `reasons`, one entry a channel,
+    is None while the situation is the same: then old ones hold.
     """
-    # one list a region: a list for every channel would keep the garbage collector busy
-    rows = zip(*(row.astype(np.int64).tolist() for row in weights.weight), strict=True)
-    shed = weights.shed.astype(np.int64).tolist()
-    index = world.region_index
-    kept = _in_order(world, previous)
-    # most channels share their weights with many others: equal ones are one object
-    shared: dict[tuple[tuple[RegionName, ...], tuple[int, ...]], Named] = {}
-    out: list[Route] = []
     if reasons is None:
-        reasons = [() if held is None else held.reasons for held in kept]
-    for channel, held, changes, row, shed_bp, serving, why in zip(
-        world.channels, kept, changed.tolist(), rows, shed, world.serving, reasons, strict=True
-    ):
-        if held is not None and not changes and held.shed_bp == shed_bp and why == held.reasons:
-            out.append(held)
-            continue
-        key = (serving, row)
-        named = shared.get(key)
-        if named is None:
-            named = shared[key] = tuple((name, row[index[name]]) for name in serving)
-        out.append(route(channel, named, shed_bp, why))
+        reasons = tuple(map(attrgetter("reasons"), previous))
+    elif not anew.all():
+        anew = anew | list(map(ne, reasons, map(attrgetter("reasons"), previous)))
+    columns, chosen = np.flatnonzero(anew), anew.tolist()
+    if not columns.size:
+        return previous
+    made = routes(
+        compress(world.channels, chosen),
+        _named(world, weights.weight, columns),
+        weights.shed[columns].astype(np.int64).tolist(),
+        compress(reasons, chosen),
+    )
+    if columns.size == anew.size:
+        return tuple(made)
+    out = list(previous)
+    for column in columns.tolist():
+        out[column] = next(made)
     return tuple(out)
 
 
-def _in_order(world: World, routes: tuple[Route, ...]) -> Sequence[Route | None]:
-    """Return the routes in the order of the topology's channels; None where there is none yet."""
-    if tuple(map(attrgetter("channel"), routes)) == world.channels:
-        return routes
-    old = {held.channel: held for held in routes}
-    return [old.get(name) for name in world.channels]
+def _named(world: World, weight: Table, columns: Numbers) -> Iterator[Named]:
+    """Return the weights of `columns` with names; equal ones are one object."""
+    weight = weight[:, columns]
+    of = alike(world.kind[columns], weight)
+    one = members(of)
+    named = [
+        tuple((name, int(row[world.region_index[name]])) for name in world.serving[column])
+        for column, row in zip(columns[one].tolist(), weight[:, one].T, strict=True)
+    ]
+    return map(named.__getitem__, of.tolist())
 
 
 def closed_by(memory: Memory, region: RegionName, channel: ChannelName) -> BreakerMemory | None:

@@ -24,13 +24,9 @@ def reasons(
 ) -> list[tuple[str, ...]]:
     """Return the reasons of every channel in the topology's order, most important first."""
     shared = {name: _region_reason(memory, limits, name) for name in world.region_index}
-    plain: dict[tuple[RegionName, ...], tuple[str, ...]] = {}
-    special = _special_channels(world, state, memory, intents, weights)
-    for serving in world.serving:
-        if serving not in plain:
-            plain[serving] = _plain(world, limits, serving, shared)
-    out = [plain[serving] for serving in world.serving]
-    for c in sorted(special):
+    plain = [_plain(world, limits, serving, shared) for serving in world.kinds]
+    out = list(map(plain.__getitem__, world.kind.tolist()))
+    for c in sorted(_special_channels(world, state, memory, intents, weights)):
         out[c] = (*_special(world, state, memory, limits, intents, weights, c), *out[c])
     return out
 

@@ -37,6 +37,8 @@ def approach(
     current: Table, goal: Table, jump: Mask, step_limit_bp: int, dead_band_bp: int
 ) -> Table:
     """Move whole-bp columns `current` towards `goal`; columns in `jump` arrive at once."""
+    if jump.all():
+        return goal.copy()
     delta = goal - current
     largest = np.abs(delta).max(axis=0) if delta.size else np.zeros(delta.shape[1])
     # one bp is kept back for rounding

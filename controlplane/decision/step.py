@@ -25,6 +25,7 @@ from operator import attrgetter
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from controlplane.decision import failovers, planning
 from controlplane.decision.circuits import advance_cells
@@ -185,9 +186,11 @@ def _plan(
     if not (same and settled):
         shape = (len(world.region_index), len(world.channel_index))
         weights = planning.weigh(world, state, memory, limits, intents)
+        shed = np.fromiter(map(attrgetter("shed_bp"), routes), np.int64)
         changed = (weights.weight != state.columns["weight"].reshape(shape)).any(axis=0)
+        changed |= (weights.shed != shed) if routes else True
         why = None if same else reasons(world, state, memory, limits, intents, weights)
-        _shed_events(routes, weights, events)
+        _shed_events(shed, weights, events)
         unserved = _say_unserved(world, memory, limits, weights, events)
         if unserved != memory.unserved:
             memory = replace(memory, unserved=unserved)
@@ -294,8 +297,10 @@ def _breakers(world: World, memory: Memory, plan: Plan | None) -> tuple[BreakerS
     return held if out is None else tuple(out)
 
 
-def _shed_events(routes: tuple[Route, ...], weights: planning.Weights, events: list[Event]) -> None:
-    before = any(map(attrgetter("shed_bp"), routes))
+def _shed_events(
+    shed: npt.NDArray[np.int64], weights: planning.Weights, events: list[Event]
+) -> None:
+    before = bool(shed.any())
     after = int(np.max(weights.shed, initial=0))
     if (after > 0) == before:
         return
@@ -320,8 +325,9 @@ def _say_unserved(
     now = tuple(world.channels[c] for c in columns)
     if now == memory.unserved:
         return now
+    known, still = set(memory.unserved), set(now)
     for c in columns:
-        if (name := world.channels[c]) not in memory.unserved:
+        if (name := world.channels[c]) not in known:
             text = f"nobody may serve {name}: {missing(world, memory, limits, c)}"
             events.append(
                 Event(
@@ -331,7 +337,7 @@ def _say_unserved(
     events.extend(
         Event(kind="channel_served", message=f"{name} has a region again", channel=name)
         for name in memory.unserved
-        if name not in now
+        if name not in still
     )
     return now
 

@@ -12,6 +12,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from controlplane.decision import codec
 from controlplane.decision.weights import Load
 from controlplane.model.ids import ChannelName, RegionName
@@ -38,6 +41,9 @@ class World:
     place: dict[str, int]
     # regions that serve each channel, as sorted names
     serving: tuple[tuple[RegionName, ...], ...]
+    # the different ones among them, and which one is each channel's
+    kinds: tuple[tuple[RegionName, ...], ...]
+    kind: npt.NDArray[np.intp]
 
     def cell(self, region: RegionName, channel: ChannelName) -> int:
         """Return the number of a cell; KeyError when unknown."""
@@ -72,6 +78,7 @@ def _compile(topology: Topology) -> World:
         for channel, names in zip(topology.channels, serving, strict=True)
         if region.name in names
     )
+    kinds = {names: i for i, names in enumerate(dict.fromkeys(serving))}
     return World(
         topology=topology,
         fingerprint=f"{zlib.crc32(codec.dumps(codec.to_json(topology))):08x}",
@@ -84,4 +91,6 @@ def _compile(topology: Topology) -> World:
         served=served,
         place={f"{region}/{channel}": i for i, (region, channel) in enumerate(served)},
         serving=serving,
+        kinds=tuple(kinds),
+        kind=np.array([kinds[names] for names in serving], dtype=np.intp),
     )

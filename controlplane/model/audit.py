@@ -22,7 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, starmap
+from operator import ge
 
 from controlplane.model.ids import FULL_BP, RegionName
 from controlplane.model.plan import Phase, Plan, Route
@@ -58,11 +59,9 @@ def _violations(
         yield Violation(
             rule="last_region", field="regions", message="every region is drained; undrain one"
         )
-    for route in plan.routes:
-        yield from _route(route)
+    yield from _routes(plan, topology)
     if topology is not None:
         yield from _names(plan, topology)
-    yield from _out(plan, topology)
 
 
 def _epoch(plan: Plan, previous: Plan | None) -> Iterator[Violation]:
@@ -77,12 +76,43 @@ def _epoch(plan: Plan, previous: Plan | None) -> Iterator[Violation]:
 
 
 def _sorted(field: str, keys: Sequence[object]) -> Iterator[Violation]:
-    if any(a >= b for a, b in pairwise(keys)):  # type: ignore[operator]
+    if any(starmap(ge, pairwise(keys))):
         yield Violation(rule="order", field=field, message="not sorted, or one entry twice")
 
 
-def _route(route: Route) -> Iterator[Violation]:
-    field = f"routes[{route.channel}]"
+def _routes(plan: Plan, topology: Topology | None) -> Iterator[Violation]:
+    """Judge every route. Weights that are one object are judged once for all channels of the same
+    regions: equal ones are not enough, since 1.0 and True equal 1 and are no weights."""
+    out = {s.name for s in plan.regions if s.drained or s.phase is Phase.FAILED}
+    serving = {} if topology is None else {c.name: c.regions for c in topology.channels}
+    everyone = tuple(status.name for status in plan.regions)
+    sound = set()
+    for route in plan.routes:
+        served_from = serving.get(route.channel)
+        same = (id(route.weights), type(route.shed_bp), route.shed_bp, served_from)
+        if same in sound:
+            continue
+        found = list(_weights(route))
+        names = [name for name, _ in route.weights]
+        if served_from is not None:
+            found += [_unknown(_at(route, name)) for name in names if name not in served_from]
+        elif topology is not None:
+            found.append(_unknown(_at(route)))
+            served_from = everyone
+        else:
+            served_from = tuple(name for name in everyone if name in names)
+        found += _out(route, out, sorted(set(served_from) - out))
+        yield from found
+        if not found:
+            sound.add(same)
+
+
+def _at(route: Route, region: str = "") -> str:
+    return f"routes[{route.channel}].{region}" if region else f"routes[{route.channel}]"
+
+
+def _weights(route: Route) -> Iterator[Violation]:
+    field = _at(route)
     if not route.weights:
         yield Violation(rule="empty", field=field, message="no region has a weight")
         return
@@ -105,7 +135,7 @@ def _route(route: Route) -> Iterator[Violation]:
 
 
 def _names(plan: Plan, topology: Topology) -> Iterator[Violation]:
-    serving = {channel.name: frozenset(channel.regions) for channel in topology.channels}
+    serving = {channel.name: channel.regions for channel in topology.channels}
     regions = {region.name for region in topology.regions}
     for channel in sorted(serving.keys() - {route.channel for route in plan.routes}):
         yield Violation(rule="missing", field=f"routes[{channel}]", message="channel has no route")
@@ -117,39 +147,17 @@ def _names(plan: Plan, topology: Topology) -> Iterator[Violation]:
     for breaker in plan.breakers:
         if breaker.region not in serving.get(breaker.channel, ()):
             yield _unknown(f"breakers[{breaker.region}/{breaker.channel}]")
-    for route in plan.routes:
-        if route.channel not in serving:
-            yield _unknown(f"routes[{route.channel}]")
-            continue
-        known = serving[route.channel]
-        for name, _ in route.weights:
-            if name not in known:
-                yield _unknown(f"routes[{route.channel}].{name}")
 
 
 def _unknown(field: str) -> Violation:
     return Violation(rule="unknown", field=field, message="is not in the topology")
 
 
-def _out(plan: Plan, topology: Topology | None) -> Iterator[Violation]:
-    out = {s.name for s in plan.regions if s.drained or s.phase is Phase.FAILED}
-    if not out:
-        return
-    everyone = frozenset(status.name for status in plan.regions)
-    serving: dict[str, frozenset[RegionName]] = {}
-    if topology is not None:
-        serving = {channel.name: frozenset(channel.regions) for channel in topology.channels}
-    for route in plan.routes:
-        served_from = serving.get(route.channel, everyone)
-        if topology is None:
-            served_from &= {name for name, _ in route.weights}
-        alive = sorted(served_from - out)
-        if not alive:
-            continue
-        for name, weight_bp in route.weights:
-            if weight_bp != 0 and name in out:
-                yield Violation(
-                    rule="out",
-                    field=f"routes[{route.channel}].{name}",
-                    message=f"failed or drained, yet {weight_bp} bp while {alive[0]} could serve",
-                )
+def _out(route: Route, out: set[RegionName], alive: list[RegionName]) -> Iterator[Violation]:
+    for name, weight_bp in route.weights:
+        if alive and weight_bp != 0 and name in out:
+            yield Violation(
+                rule="out",
+                field=_at(route, name),
+                message=f"failed or drained, yet {weight_bp} bp while {alive[0]} could serve",
+            )

@@ -7,9 +7,10 @@ is the wall clock of the commit, for people; the edge renders `since_ms` as `com
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from controlplane.model.ids import ChannelName, Epoch, RegionName, Term
 
@@ -65,29 +66,26 @@ class Route:
         return 0
 
 
-_new_route = Route.__new__
-_set_channel, _set_weights, _set_shed_bp, _set_reasons = (
-    getattr(Route, field).__set__ for field in ("channel", "weights", "shed_bp", "reasons")
-)
+_Open: Any = type("_Open", (), {"__slots__": Route.__slots__})
+"""A route whose fields may still be set: the same slots, so that it can become a `Route`."""
 
 
-def route(
-    channel: ChannelName,
-    weights: tuple[tuple[RegionName, int], ...],
-    shed_bp: int,
-    reasons: tuple[str, ...],
-) -> Route:
-    """Return a route as `Route(...)` does, in under half of its time.
+def routes(
+    channels: Iterable[ChannelName],
+    weights: Iterable[tuple[tuple[RegionName, int], ...]],
+    shed_bp: Iterable[int],
+    reasons: Iterable[tuple[str, ...]],
+) -> Iterator[Route]:
+    """Make routes as `Route(...)` does, in a fifth of its time.
 
     A failover makes one a channel within one tick, and what a frozen dataclass does to set four
-    fields is then the greater part of that tick.
+    fields is then most of that tick: set first, frozen afterwards, it costs what any object costs.
     """
-    made = _new_route(Route)
-    _set_channel(made, channel)
-    _set_weights(made, weights)
-    _set_shed_bp(made, shed_bp)
-    _set_reasons(made, reasons)
-    return made
+    for channel, named, shed, why in zip(channels, weights, shed_bp, reasons, strict=True):
+        made = _Open()
+        made.channel, made.weights, made.shed_bp, made.reasons = channel, named, shed, why
+        made.__class__ = Route
+        yield made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

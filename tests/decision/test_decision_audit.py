@@ -99,3 +99,37 @@ def test_a_failed_region_may_keep_what_nobody_else_can_serve():
         ),
     )
     assert check(plan, TOPOLOGY) == ()
+
+
+@pytest.mark.parametrize(
+    ("sound", "equal"),
+    [
+        ((("east", 7000), ("north", 3000)), (("east", 7000.0), ("north", 3000))),
+        ((("east", 1), ("north", 9999)), (("east", True), ("north", 9999))),
+    ],
+)
+def test_weights_that_equal_sound_ones_are_not_sound_for_that(sound, equal):
+    """Sound weights are judged once for all channels that share them; what merely equals them, a
+    fraction or a truth value, is judged itself."""
+    assert sound == equal
+    routes = [replace(r, weights=w) for r, w in zip(GOOD.routes[1:3], (sound, equal), strict=True)]
+    found = check(replace(GOOD, routes=(GOOD.routes[0], *routes, GOOD.routes[3])), TOPOLOGY)
+    assert [(v.rule, v.field) for v in found] == [("range", "routes[unionpay].east")]
+
+
+@pytest.mark.parametrize("shed_bp", [1.0, True])
+def test_a_shed_share_that_equals_a_sound_one_is_not_sound_for_that(shed_bp):
+    """The same for what is shed."""
+    routes = [
+        replace(r, weights=TWO, shed_bp=s)
+        for r, s in zip(GOOD.routes[1:3], (1, shed_bp), strict=True)
+    ]
+    found = check(replace(GOOD, routes=(GOOD.routes[0], *routes, GOOD.routes[3])), TOPOLOGY)
+    assert {(v.rule, v.field) for v in found} == {("range", "routes[unionpay].shed_bp")}
+
+
+def test_weights_sound_for_one_channel_are_judged_anew_for_other_regions():
+    """Alipay may go South, unionpay may not, though both share one object."""
+    routes = (*GOOD.routes[:2], replace(GOOD.routes[2], weights=THREE), GOOD.routes[3])
+    found = check(replace(GOOD, routes=routes), TOPOLOGY)
+    assert [(v.rule, v.field) for v in found] == [("unknown", "routes[unionpay].south")]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from controlplane.decision.state import State
 from controlplane.decision.step import step
-from controlplane.model.evidence import Evidence
+from controlplane.model.audit import check
+from controlplane.model.evidence import Evidence, RegionEvidence
 from controlplane.model.intents import NO_INTENTS, Drain, Intents, Override
-from controlplane.simulation.demo import EAST, NORTH, demo_topology
+from controlplane.simulation.demo import EAST, NORTH, SOUTH, demo_topology
 
 TOPOLOGY = demo_topology()
 DRAIN = Drain(region=EAST, reason="new switches", by="ops/ann")
@@ -52,3 +53,25 @@ def test_an_override_is_told_with_its_weights_who_and_why() -> None:
         [("override_ended", "alipay is no longer fixed: lifted, or expired")],
         [],
     ]
+
+
+def test_a_leader_that_is_cut_off_obeys_and_its_plan_stays_sound() -> None:
+    """It changes nothing by itself; a drain that is ordered then still empties the regions, instead
+    of a plan that calls them drained while they carry everything."""
+    orders = Intents(drains=(Drain(region=EAST, reason="all"), Drain(region=NORTH, reason="all")))
+    state, alone = State.initial(TOPOLOGY), False
+    for number in range(40):
+        regions = tuple(
+            RegionEvidence(region=r, report_age_ms=0 if r == SOUTH or not alone else 60_000)
+            for r in (EAST, NORTH, SOUTH)
+        )
+        alone = number > 10
+        evidence = Evidence(regions=regions, leader_region=SOUTH)
+        decided = step(
+            TOPOLOGY, state, evidence, orders if number > 30 else NO_INTENTS, number * 500
+        )
+        state = decided.state
+        assert check(decided.plan, TOPOLOGY) == ()
+    assert decided.resign
+    assert decided.plan.frozen
+    assert decided.plan.routes[0].weights == ((EAST, 0), (NORTH, 0), (SOUTH, 10_000))

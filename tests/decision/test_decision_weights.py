@@ -1,7 +1,9 @@
 """Weights: every rule on its own, and what holds for all of them together."""
 
+import copy
 import gc
-from dataclasses import FrozenInstanceError, fields, replace
+import pickle
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from controlplane.decision.smoothing import approach, round_columns
 from controlplane.decision.weights import Load, target
-from controlplane.model.plan import Route, route
+from controlplane.model.plan import Route, routes
 from controlplane.runtime.tick import uncollected
 from controlplane.simulation.demo import demo_topology
 
@@ -117,17 +119,19 @@ def test_movement_is_bounded_and_arrives(start, end, jump):
     assert np.abs(current - goal).max() < 50
 
 
-def test_the_quick_way_to_make_a_route_makes_the_same_route():
-    """`route` sets every field of a `Route`; a field that is added to one and not to the other shows
-    here."""
-    made = route("alipay", (("east", 7000), ("north", 3000)), 12, ("ramp",))
-    assert made == Route(
-        channel="alipay", weights=(("east", 7000), ("north", 3000)), shed_bp=12, reasons=("ramp",)
-    )
+def test_the_quick_way_to_make_routes_makes_the_same_routes():
+    """`routes` sets every field of a `Route`, and freezes it; a field that is added to one and not to
+    the other shows here."""
+    row = (("east", 7000), ("north", 3000))
+    made, other = routes(("alipay", "wechat"), (row, row), (12, 0), (("ramp",), ()))
+    assert made == Route(channel="alipay", weights=row, shed_bp=12, reasons=("ramp",))
+    assert other == Route(channel="wechat", weights=row)
     assert replace(made) == made
-    assert {field.name for field in fields(Route)} == {"channel", "weights", "shed_bp", "reasons"}
+    assert pickle.loads(pickle.dumps(made)) == copy.copy(made) == made
     with pytest.raises(FrozenInstanceError):
         made.shed_bp = 1
+    with pytest.raises(ValueError, match="shorter"):
+        list(routes(("alipay", "wechat"), (row,), (0, 0), ((), ())))
 
 
 def test_the_collector_is_back_after_a_decision():

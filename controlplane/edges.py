@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import random
+from typing import Any, Final, Protocol
 
 import grpc
 
-from controlplane.adapters.agent_service import AgentService
+from controlplane import views
+from controlplane.adapters.admin_changes import AdminService
+from controlplane.adapters.agent_service import AgentService, ReportSink
 from controlplane.adapters.authorisation import Authorisation
 from controlplane.adapters.console import Console
 from controlplane.adapters.console_feed import ConsoleFeed, FeedSource
+from controlplane.adapters.draining import Draining
+from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.grpc_server import (
     add_standard_services,
     dial,
@@ -18,12 +23,25 @@ from controlplane.adapters.grpc_server import (
 )
 from controlplane.adapters.identity import Identity, caller
 from controlplane.adapters.lock_service import LockServiceServicer
-from controlplane.adapters.peers import PeerLinks, PeerService
+from controlplane.adapters.peers import Book, DigestFeed, PeerLinks, PeerService
+from controlplane.adapters.planstore import EtcdPlanStore
+from controlplane.adapters.prometheus import Metrics
 from controlplane.adapters.routing_service import RoutingService
 from controlplane.adapters.tls import expires_at_s
 from controlplane.adapters.wellformed import WellFormed
+from controlplane.adapters.xds_ads import AdsService
+from controlplane.clock import Clock
+from controlplane.config import WeirConfig
 from controlplane.locks.audit import AuditLog
-from controlplane.runtime.local import ServedBoard
+from controlplane.locks.manager import LockManager
+from controlplane.model.topology import Topology
+from controlplane.runtime.board import PlanBoard
+from controlplane.runtime.book import DigestBook
+from controlplane.runtime.journal import Journal
+from controlplane.runtime.leadership import Elector
+from controlplane.runtime.local import LocalOverrides, ServedBoard
+from controlplane.runtime.subscribers import SubscriberRegistry
+from controlplane.runtime.tick import DecisionLoop
 from controlplane.v1 import (
     admin_pb2_grpc,
     agent_pb2_grpc,
@@ -32,11 +50,38 @@ from controlplane.v1 import (
     routing_pb2_grpc,
 )
 
-if TYPE_CHECKING:
-    from controlplane.app import Replica
-
 PEER_FRESH_MS: Final = 5_000
 """A peer heard of within this counts as there."""
+
+
+class Replica(ReportSink, Book, Protocol):
+    """What stands behind the edges: the parts of a replica, once they are made (`app`)."""
+
+    config: WeirConfig
+    clock: Clock
+    rng: random.Random
+    me: views.Identity
+    topology: Topology
+    draining: Draining
+    metrics: Metrics
+    board: PlanBoard
+    book: DigestBook
+    subscribers: SubscriberRegistry
+    feed: DigestFeed
+    ads: AdsService
+    kv: EtcdClient
+    store: EtcdPlanStore
+    journal: Journal[Any, Any]
+    elector: Elector
+    loop: DecisionLoop
+    local: LocalOverrides
+    views: views.Views
+    locks: LockManager | None
+    admin: AdminService
+
+    def not_ready_because(self) -> str:
+        """Return why no traffic should come here; empty when it may."""
+        ...
 
 
 def grpc_server(replica: Replica) -> grpc.aio.Server:

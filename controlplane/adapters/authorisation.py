@@ -8,14 +8,14 @@ without a rule cannot be called by anybody. Refusals are logged with the caller'
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any, Final, Protocol
 
 import grpc
 import structlog
 from google.rpc import code_pb2, error_details_pb2
 
-from controlplane.adapters.handlers import Inner, answers_of, rewrapped
+from controlplane.adapters.handlers import Inner, Wrapping, answers_of, rewrapped
 from controlplane.adapters.identity import Identity, caller
 from controlplane.adapters.rpc_errors import DOMAIN, abort_with, make_status
 from controlplane.clock import Clock
@@ -60,7 +60,7 @@ class _Buckets:
         return granted
 
 
-class Authorisation(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Authorisation(Wrapping):
     """Checks every call of a server."""
 
     def __init__(self, clock: Clock, metrics: DenialMetrics, *, tls: bool) -> None:
@@ -68,18 +68,9 @@ class Authorisation(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._metrics = metrics
         self._tls = tls
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[Any], Awaitable[Any]],
-        handler_call_details: Any,
-    ) -> Any:
-        """Wrap the handler of a known method with the check."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        return self._wrap(handler, handler_call_details.method)
+    def wrapped(self, handler: Any, method: str) -> Any:
+        """Check every call of the handler."""
 
-    def _wrap(self, handler: Any, method: str) -> Any:
         async def single(inner: Inner, request: Any, context: Any) -> Any:
             await self._check(method, context)
             return await inner(request, context)

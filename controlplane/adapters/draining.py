@@ -14,12 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
-import grpc
-
-from controlplane.adapters.handlers import Inner, answers_of, rewrapped
+from controlplane.adapters.handlers import Inner, Wrapping, answers_of, rewrapped
 from controlplane.adapters.rpc_errors import abort
 from controlplane.clock import Clock
 from controlplane.model.errors import UnavailableError
@@ -32,7 +30,7 @@ RETRY_MS: Final = 100
 _WHY: Final = "this replica stops; ask another one"
 
 
-class Draining(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Draining(Wrapping):
     """Knows every call under way. It must be the outermost interceptor."""
 
     def __init__(self, clock: Clock, rng: random.Random) -> None:
@@ -42,15 +40,9 @@ class Draining(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._calls: set[asyncio.Task[Any]] = set()
         self._told: set[asyncio.Task[Any]] = set()
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[Any], Awaitable[Any]],
-        handler_call_details: Any,
-    ) -> Any:
-        """Wrap the handler of a known method."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
+    def wrapped(self, handler: Any, method: str) -> Any:
+        """Keep every call of the handler in mind while it is under way."""
+        del method
         return rewrapped(handler, single=self._single, streaming=self._streaming)
 
     async def drain(self, grace_ms: float) -> None:

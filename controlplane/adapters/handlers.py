@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -9,6 +10,21 @@ import grpc
 
 Inner = Callable[[Any, Any], Any]
 """What is wrapped: called with request (or requests) and context."""
+
+
+class Wrapping(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """An interceptor that wraps the handler of every known method."""
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
+    ) -> Any:
+        """Wrap the handler of a known method; gRPC itself answers for an unknown one."""
+        handler = await continuation(handler_call_details)
+        return None if handler is None else self.wrapped(handler, handler_call_details.method)
+
+    @abstractmethod
+    def wrapped(self, handler: Any, method: str) -> Any:
+        """Return the handler to call instead; `method` is its full name."""
 
 
 def rewrapped(

@@ -8,14 +8,13 @@ InvalidInputError.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 from google.protobuf.message import DecodeError
 
-from controlplane.adapters.handlers import Inner, answers_of, rewrapped
+from controlplane.adapters.handlers import Inner, Wrapping, answers_of, rewrapped
 from controlplane.adapters.rpc_errors import abort, first_of
 from controlplane.model.errors import InvalidInputError
 
@@ -28,17 +27,13 @@ class _Malformed:
     """Stands for a request that could not be parsed."""
 
 
-class WellFormed(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class WellFormed(Wrapping):
     """Answers requests that cannot be parsed."""
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[Any], Awaitable[Any]],
-        handler_call_details: Any,
-    ) -> Any:
-        """Wrap the handler of a known method."""
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.request_deserializer is None:
+    def wrapped(self, handler: Any, method: str) -> Any:
+        """Let requests that cannot be parsed reach the handler's place."""
+        del method
+        if handler.request_deserializer is None:
             return handler
         return rewrapped(
             handler,

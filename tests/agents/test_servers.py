@@ -92,6 +92,15 @@ def test_flapping_home_is_returned_to_ever_more_rarely() -> None:
     assert rotation.home_check_ms <= HOME_CHECK_MS * 1.25
 
 
+def test_agents_away_do_not_look_home_together() -> None:
+    """Each look comes after a pause of its own, up to a quarter shorter or longer."""
+    rotation = Rotation(["home", "away"], 1, random.Random(1))
+    rotation.lost(0)
+    pauses = [rotation.home_check_ms / HOME_CHECK_MS for _ in range(100)]
+    assert 0.75 <= min(pauses) < 0.8
+    assert 1.2 < max(pauses) <= 1.25
+
+
 def test_several_home_replicas_are_looked_at_in_turn() -> None:
     """A dead home replica does not hide another one of the same region."""
     rotation = Rotation(["h0", "h1", "away"], 2, random.Random(1))

@@ -17,7 +17,10 @@ def test_network_policies_open_what_is_served(release: Release) -> None:
         pod = next(w for w in release.workloads() if matches(selector, w.labels))
         opened = {p["port"] for rule in policy["spec"]["ingress"] for p in rule["ports"]}
         assert opened == set(pod.ports().values()), policy["metadata"]["name"]
-        if release.case in {"everything", "classic"}:  # the cases that list where to
+        listed = release.case in {"everything", "classic"}  # the cases that list where to
+        # without its type a rule is ignored, and without a rule its type allows nothing
+        assert policy["spec"]["policyTypes"] == ["Ingress", *(["Egress"] if listed else [])]
+        if listed:
             dns, own, *others = policy["spec"]["egress"]
             assert {"protocol": "UDP", "port": 53} in dns["ports"]
             replicas = own["to"][0]["podSelector"]["matchLabels"]

@@ -13,6 +13,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,62 @@ def _alertmanager_config(webhook: str) -> dict[str, Any]:
     return config
 
 
+def _alertmanager(folder: Path, webhook: str, port: int) -> Child:
+    """Return Alertmanager, not yet started."""
+    (folder / "alertmanager.yaml").write_text(yaml.safe_dump(_alertmanager_config(webhook)))
+    return Child(
+        name="alertmanager",
+        argv=[
+            find_binary("prometheus-alertmanager", hint=_HINT),
+            f"--config.file={folder / 'alertmanager.yaml'}",
+            f"--storage.path={folder / 'alertmanager'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+            "--cluster.listen-address=",
+        ],
+        log=folder / "alertmanager.log",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Alertmanager:
+    """An Alertmanager that is given alerts by hand."""
+
+    url: str
+
+    def fire(self, alerts: Sequence[Mapping[str, str]]) -> bool:
+        """Give it alerts that fire; whether it took them."""
+        body = json.dumps([{"labels": labels} for labels in alerts]).encode()
+        head = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/api/v2/alerts", body, head)
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=60) as answer:
+            return bool(answer.status == HTTPStatus.OK)
+        return False
+
+    def silenced(self, **labels: str) -> dict[str, bool]:
+        """Return the alerts with these labels, by name, and whether another one inhibits them."""
+        with urllib.request.urlopen(f"{self.url}/api/v2/alerts", timeout=60) as answer:
+            told = json.load(answer)
+        return {
+            alert["labels"]["alertname"]: bool(alert["status"]["inhibitedBy"])
+            for alert in told
+            if labels.items() <= alert["labels"].items()
+        }
+
+
+@contextlib.contextmanager
+def alertmanager(folder: Path) -> Iterator[Alertmanager]:
+    """Run Alertmanager alone on the production file until the block ends."""
+    (port,) = free_ports(1)
+    webhook = Webhook()
+    child = _alertmanager(folder, webhook.url, port)
+    try:
+        child.start()
+        yield Alertmanager(f"http://127.0.0.1:{port}")
+    finally:
+        child.stop()
+        webhook.close()
+
+
 def _prometheus_config(topology: Mapping[str, Any], alertmanager: int) -> dict[str, Any]:
     """Return the example with the topology's addresses: intervals and labels untouched."""
     config: dict[str, Any] = yaml.safe_load((PROMETHEUS / "prometheus.yaml").read_text())
@@ -183,20 +240,9 @@ def monitoring(folder: Path, topology: Mapping[str, Any]) -> Iterator[Monitoring
     """Run Prometheus and Alertmanager on the production files until the block ends."""
     web, manager = free_ports(2)
     webhook = Webhook()
-    (folder / "alertmanager.yaml").write_text(yaml.safe_dump(_alertmanager_config(webhook.url)))
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(_prometheus_config(topology, manager)))
     children = [
-        Child(
-            name="alertmanager",
-            argv=[
-                find_binary("prometheus-alertmanager", hint=_HINT),
-                f"--config.file={folder / 'alertmanager.yaml'}",
-                f"--storage.path={folder / 'alertmanager'}",
-                f"--web.listen-address=127.0.0.1:{manager}",
-                "--cluster.listen-address=",
-            ],
-            log=folder / "alertmanager.log",
-        ),
+        _alertmanager(folder, webhook.url, manager),
         Child(
             name="prometheus",
             argv=[

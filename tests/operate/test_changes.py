@@ -123,19 +123,20 @@ async def test_an_override_must_expire_sum_up_and_stay_in_its_channel(lab: Lab) 
             assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             (bad,) = details(refused.value, error_details_pb2.BadRequest)
             assert bad.field_violations[0].field == field
+
+        async def north() -> int:
+            return weight((await stub.GetStatus(pb.GetStatusRequest())).plan, "unionpay", "north")
+
+        usual = await north()
         done = await wait(
             stub, await stub.SetOverride(asked({"east": 4_000, "north": 6_000}, ttl_s=600))
         )
         assert done.done
-        plan = (await stub.GetStatus(pb.GetStatusRequest())).plan
-        assert weight(plan, "unionpay", "north") == 6_000
-        # one with the same weights in its place ends by itself
-        await stub.SetOverride(asked({"east": 4_000, "north": 6_000}, ttl_s=2))
+        assert await north() == 6_000 != usual
+        # another one takes its place for 2 s and ends by itself
+        await stub.SetOverride(asked({"east": 2_000, "north": 8_000}, ttl_s=2))
         async with asyncio.timeout(100):
-            while (
-                weight((await stub.GetStatus(pb.GetStatusRequest())).plan, "unionpay", "north")
-                == 6_000
-            ):
+            while await north() != usual:
                 await asyncio.sleep(0.1)
 
 

@@ -370,8 +370,10 @@ class Replica:
     def accept(self, report: Report, now_ms: int) -> bool:
         """Count a report; it is also its agent's sign of life as a subscriber of the plan."""
         fresh = self.inbox.accept(report, now_ms)
+        name = f"{report.region}/{report.agent}"
+        self.subscribers.tell_version(name, report.version)
         if report.applied_epoch <= self.board.epoch:
-            self.subscribers.ack(f"{report.region}/{report.agent}", report.applied_epoch, now_ms)
+            self.subscribers.ack(name, report.applied_epoch, now_ms)
         return fresh
 
     def put(self, digest: Digest, now_ms: int) -> bool:

@@ -19,7 +19,7 @@ import structlog
 
 from controlplane.adapters.admin_local import LocalChanger
 from controlplane.adapters.admin_ports import Caller, EffectView, IntentStore, WhatIf
-from controlplane.adapters.admin_rules import describe, obey
+from controlplane.adapters.admin_rules import describe, fingerprint_of, obey
 from controlplane.adapters.admin_transitions import Change
 from controlplane.clock import Clock
 from controlplane.model.errors import (
@@ -93,7 +93,7 @@ class Changer:
         self, request: Any, context: grpc.aio.ServicerContext, work_out: Callable[[Intents], Change]
     ) -> pb.Operation:
         mutation: pb.Mutation = request.mutation
-        fingerprint = request.SerializeToString(deterministic=True)
+        fingerprint = fingerprint_of(request)
         for _ in range(RACES_MAX):
             try:
                 first = await self._first_answer(mutation, fingerprint)

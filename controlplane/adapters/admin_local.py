@@ -16,10 +16,10 @@ import grpc
 import structlog
 
 from controlplane.adapters.admin_ports import Caller, EffectView
-from controlplane.adapters.admin_rules import describe, obey
+from controlplane.adapters.admin_rules import describe, fingerprint_of, obey
 from controlplane.adapters.admin_transitions import Change
 from controlplane.clock import Clock
-from controlplane.model.errors import InvalidInputError, RefusedError
+from controlplane.model.errors import InvalidInputError, RefusedError, ReusedRequestIdError
 from controlplane.model.intents import Intents
 from controlplane.v1 import admin_pb2 as pb
 
@@ -114,14 +114,11 @@ class LocalChanger:
             raise InvalidInputError(
                 "mutation.etag", "must be empty for a local change: nothing in etcd is compared"
             )
-        fingerprint = request.SerializeToString(deterministic=True)
+        fingerprint = fingerprint_of(request)
         first = self._answers.get(mutation.request_id)
         if first is not None and not mutation.validate_only:
             if first[0] != fingerprint:
-                raise RefusedError(
-                    "request_id",
-                    f"{mutation.request_id} was used for another request; draw a new UUID",
-                )
+                raise ReusedRequestIdError(mutation.request_id)
             return first[1]
         if self._coordinated():
             raise RefusedError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 from controlplane.adapters.admin_ports import EffectView
 from controlplane.adapters.admin_transitions import Change
@@ -10,6 +11,14 @@ from controlplane.adapters.wire import encode_route, timestamp
 from controlplane.model.errors import RefusedError
 from controlplane.model.intents import Intents
 from controlplane.v1 import admin_pb2 as pb
+
+
+def fingerprint_of(request: Any) -> bytes:
+    """Return what tells a request from another: its content and its kind. Drain and undrain of one
+    region have the same bytes."""
+    name: str = request.DESCRIPTOR.full_name
+    content: bytes = request.SerializeToString(deterministic=True)
+    return name.encode() + b" " + content
 
 
 def describe(

@@ -294,6 +294,7 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
                     replica=str(digest.replica),
                     applied_epoch=subscriber.applied_epoch,
                     age_ms=subscriber.age_ms + age_ms,
+                    version=subscriber.version,
                 )
                 known = found.get((agent.region, agent.id))
                 if known is None or agent.age_ms < known.age_ms:

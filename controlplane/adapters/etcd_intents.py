@@ -25,7 +25,7 @@ import structlog
 
 from controlplane.adapters.etcd_keys import Keys
 from controlplane.clock import Clock, rfc3339
-from controlplane.model.errors import InvalidInputError, RefusedError
+from controlplane.model.errors import InvalidInputError, RefusedError, ReusedRequestIdError
 from controlplane.model.ids import FULL_BP, ChannelName, RegionName, valid_name
 from controlplane.model.intents import Drain, Freeze, Intents, Override, Readiness
 from controlplane.ports import Compare, Delete, Get, KeyValue, KeyValueStore, Put
@@ -116,7 +116,8 @@ class EtcdIntents:
     ) -> Applied:
         """Do `effects` and record `answer`, once per `request_id`.
 
-        `fingerprint` is the request's content: the same id with another content is refused.
+        `fingerprint` is the request's content: the same id with another content is a mistake of
+        the caller (ReusedRequestIdError).
         `compares` are conditions of the caller (an etag); RefusedError("etag") when they fail.
         """
         if not valid_name(request_id.lower()):
@@ -138,9 +139,7 @@ class EtcdIntents:
             raise RefusedError("etag", "it changed since you read it; read again and retry")
         first_mark, _, first_answer = found[0].value.partition(b"\n")
         if first_mark != mark:
-            raise RefusedError(
-                "request_id", f"{request_id} was used for another request; draw a new UUID"
-            )
+            raise ReusedRequestIdError(request_id)
         return Applied(answer=first_answer, repeated=True)
 
     async def answered(self, request_id: str) -> bytes | None:

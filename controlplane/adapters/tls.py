@@ -94,10 +94,17 @@ def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(ca, key, cert)
 
 
-def expires_at_s(path: Path) -> float | None:
-    """Return when the first certificate of a PEM file ends, in Unix s; None when unreadable."""
+def validity_s(path: Path) -> tuple[float, float] | None:
+    """Return from when until when the first certificate of a PEM file holds, in Unix s; None when
+    unreadable."""
     try:
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return certificate.not_valid_after_utc.timestamp()
+    return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+
+
+def expires_at_s(path: Path) -> float | None:
+    """Return when the first certificate of a PEM file ends, in Unix s; None when unreadable."""
+    span = validity_s(path)
+    return span and span[1]

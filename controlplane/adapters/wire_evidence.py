@@ -185,6 +185,7 @@ def encode_subscriber(subscriber: Subscriber) -> common_pb2.SubscriberState:
         applied_epoch=subscriber.applied_epoch,
         age_ms=subscriber.age_ms,
         error=subscriber.error,
+        version=subscriber.version,
     )
 
 
@@ -208,6 +209,7 @@ def decode_digest(message: peer_pb2.Digest) -> Digest:
                 applied_epoch=Epoch(_count(f"subscribers[{i}].applied_epoch", s.applied_epoch)),
                 age_ms=_count(f"subscribers[{i}].age_ms", s.age_ms),
                 error=check_text(f"subscribers[{i}].error", s.error),
+                version=check_text(f"subscribers[{i}].version", s.version),
             )
             for i, s in enumerate(message.subscribers)
         ),

@@ -56,13 +56,14 @@ def main(
 ) -> None:
     """Keep the global options for the command."""
     if config is not None:
-        os.environ["WEIR_CONFIG"] = str(config)
+        os.environ["WEIR_CONFIG"] = str(config)  # the daemons have an option of that name too
     ctx.obj = Options(
         format=output,
         server=server,
         credentials=Credentials(
             ca_file=ca_file, cert_file=cert_file, key_file=key_file, server_name=server_name
         ),
+        config=config,
     )
 
 

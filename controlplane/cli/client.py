@@ -3,8 +3,6 @@ attempt."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,6 @@ from controlplane import __version__
 from controlplane.cli.exits import DEADLINE, FAILED, REFUSED, UNREACHABLE, USAGE, CallError
 from controlplane.model.errors import InvalidInputError
 
-DEFAULT_SERVER: Final = "127.0.0.1:7700"
-DEFAULT_STATE_DIR: Final = ".weir/dev"
 ATTEMPT_S: Final = 1.5
 """Deadline of one attempt at one replica: a hung replica accepts connections and never answers."""
 
@@ -34,31 +30,6 @@ _EXIT = {
 R = TypeVar("R")
 
 
-def state_dir() -> Path:
-    """Return the state folder of the local topology."""
-    return Path(os.environ.get("WEIR_STATE_DIR", DEFAULT_STATE_DIR))
-
-
-def local_topology() -> dict[str, Any] | None:
-    """Return the local topology's description, None when `weir dev` does not run here."""
-    try:
-        data = json.loads((state_dir() / "topology.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None
-
-
-def servers(option: str | None) -> list[str]:
-    """Return the replicas to try: --server or WEIR_SERVER, else the local topology, else the
-    default."""
-    if option:
-        return [part.strip() for part in option.split(",") if part.strip()]
-    topology = local_topology()
-    if topology and topology.get("replicas"):
-        return [str(replica["grpc"]) for replica in topology["replicas"]]
-    return [DEFAULT_SERVER]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
     """Files of mutual TLS; all None for plaintext."""
@@ -67,6 +38,32 @@ class Credentials:
     cert_file: Path | None = None
     key_file: Path | None = None
     server_name: str | None = None
+
+    def over(self, others: Credentials) -> Credentials:
+        """Return these, and of `others` what is not given here.
+
+        A key belongs to its certificate: of the two, both are taken or none.
+        """
+        own = self if self.cert_file or self.key_file else others
+        return Credentials(
+            ca_file=self.ca_file or others.ca_file,
+            cert_file=own.cert_file,
+            key_file=own.key_file,
+            server_name=self.server_name or others.server_name,
+        )
+
+    def checked(self) -> Credentials:
+        """Return these; InvalidInputError when they would be left unused or do not make a pair."""
+        for option, have, other, miss in (
+            ("--cert-file", self.cert_file, "--key-file", self.key_file),
+            ("--key-file", self.key_file, "--cert-file", self.cert_file),
+            ("--cert-file", self.cert_file, "--ca-file", self.ca_file),
+        ):
+            if have and not miss:
+                raise InvalidInputError(
+                    option, f"needs {other} beside it: mutual TLS has three files"
+                )
+        return self
 
     def channel(self, address: str) -> grpc.Channel:
         """Open a channel to one replica."""
@@ -88,18 +85,6 @@ def _pem(option: str, path: Path | None) -> bytes | None:
         return None if path is None else path.read_bytes()
     except OSError as error:
         raise InvalidInputError(option, f"{path}: {error.strerror}") from error
-
-
-def local_credentials() -> Credentials | None:
-    """Return what a local topology with --tls gives its operator, None when there is none."""
-    tls = (local_topology() or {}).get("tls")
-    if not isinstance(tls, dict):
-        return None
-    return Credentials(
-        ca_file=Path(tls["ca_file"]),
-        cert_file=Path(tls["cert_file"]),
-        key_file=Path(tls["key_file"]),
-    )
 
 
 class Client:
@@ -172,6 +157,10 @@ def _explain(error: Any, addresses: Sequence[str]) -> CallError:
             f"no replica answers at {', '.join(addresses)}; pass --server HOST:PORT, set "
             "WEIR_SERVER, or start a local topology with `weir dev`",
             UNREACHABLE,
+        )
+    if code is grpc.StatusCode.PERMISSION_DENIED:
+        return CallError(
+            f"{message}; use a certificate that may: --cert-file and --key-file", FAILED
         )
     rules = _rules(error.trailing_metadata() or ())
     return CallError(f"refused by {rules}: {message}" if rules else message, exit_code)

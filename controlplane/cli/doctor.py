@@ -1,23 +1,21 @@
 """`weir doctor`: what would trouble you tonight, checked from here, with what to do about it.
 
-Asks any replica, and with --config also etcd, Redis and the certificates that the file names. Exit
-code 1 when a check failed, 4 when no replica answers at all.
+Asks any replica, and tries the certificates; with a configuration (--config, or that of the local
+topology) also etcd and Redis. Exit code 1 when a check failed, 4 when no replica answers at all.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
 import sys
-import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from controlplane import __version__
-from controlplane.cli.exits import FAILED, UNREACHABLE, CallError
+from controlplane.cli.exits import DEADLINE, FAILED, UNREACHABLE, CallError
 from controlplane.cli.options import Options
 from controlplane.cli.output import Format, Styled, age, print_data, print_table
 from controlplane.cli.read import DIGEST_OLD_MS, HEARTBEAT_OLD_MS
@@ -26,10 +24,7 @@ from controlplane.v1 import admin_pb2_grpc as rpc
 
 CLOCK_WARN_MS: Final = 60_000
 CLOCK_BAD_MS: Final = 150_000
-CERT_WARN_S: Final = 14 * 86_400
-"""As the alert CertExpiring."""
-ETCD_FAULTY: Final = ("3.5.0", "3.5.1", "3.5.2")
-"""etcd #13766: these may lose data when killed."""
+AGENTS_PAGE: Final = 1000
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)\..+")
 
 
@@ -45,22 +40,24 @@ class Finding:
 
 def doctor(options: Options) -> None:
     """Check clock, etcd, Redis, certificates, versions and agents."""
+    place = options.place()
     client = options.client()
     findings: list[Finding] = []
     unreachable = False
     try:
         status = client.call(rpc.AdminServiceStub, "GetStatus", pb.GetStatusRequest())
         regions = client.call(rpc.AdminServiceStub, "ListRegions", pb.ListRegionsRequest())
-        findings += [*_leader(status), *_versions(status), *_regions(regions.regions)]
-        findings += list(_subscribers(status))
+        findings += [*_leader(status), *_versions(status, _agents(client))]
+        findings += [*_regions(regions.regions), *_subscribers(status)]
     except CallError as error:
-        unreachable = True
-        findings.append(
-            Finding(check="replicas", result="failed", seen=str(error), remedy="start or reach one")
-        )
-    path = os.environ.get("WEIR_CONFIG")
-    if path:
-        findings += _from_config(Path(path))
+        unreachable = error.exit_code in {UNREACHABLE, DEADLINE}
+        remedy = "start or reach one" if unreachable else "see what it says"
+        findings.append(Finding(check="replicas", result="failed", seen=str(error), remedy=remedy))
+    path = options.config or options.local_topology().get("config")
+    if path or place.credentials.ca_file:
+        from controlplane.cli import doctor_reach  # noqa: PLC0415 - heavy
+
+        findings += doctor_reach.tried(place, Path(path) if path else None)
     _print(findings, options.format)
     if unreachable:
         sys.exit(UNREACHABLE)
@@ -92,26 +89,42 @@ def _leader(status: Any) -> Iterator[Finding]:
     )
 
 
-def _versions(status: Any) -> Iterator[Finding]:
+def _agents(client: Any) -> Counter[tuple[str, str]]:
+    """Count the agents by region and version; the version is empty where it was not told."""
+    counted: Counter[tuple[str, str]] = Counter()
+    page = ""
+    while True:
+        request = pb.ListAgentsRequest(page_size=AGENTS_PAGE, page_token=page)
+        answer = client.call(rpc.AdminServiceStub, "ListAgents", request)
+        counted.update((agent.region, agent.version) for agent in answer.agents)
+        page = answer.next_page_token
+        if not page:
+            return counted
+
+
+def _versions(status: Any, agents: Counter[tuple[str, str]]) -> Iterator[Finding]:
     told = {r.id: r.version for r in status.replicas if r.version}
     if status.version:
         told[status.replica] = status.version
-    found = [_VERSION.fullmatch(version) for version in (__version__, *told.values())]
+    of_agents = {version for _, version in agents if version}
+    found = [_VERSION.fullmatch(version) for version in (__version__, *told.values(), *of_agents)]
     minors = [(int(match[1]), int(match[2])) for match in found if match]
     (major, low), (last, high) = min(minors, default=(0, 0)), max(minors, default=(0, 0))
     if major != last or high - low > 1:
         result, remedy = "failed", "one minor version apart at most: docs/upgrade.md"
-    elif not told or len(minors) < len(found):
+    elif not told or len(minors) < len(found) or any(not version for _, version in agents):
         result, remedy = "warning", "not every version is known: docs/upgrade.md"
     else:
         result, remedy = "ok", ""
-    replicas = (f"{name} {version}" for name, version in sorted(told.items()))
-    yield Finding(
-        check="versions",
-        result=result,
-        seen=", ".join((f"this weir {__version__}", *replicas)),
-        remedy=remedy,
-    )
+    names = [f"this weir {__version__}"]
+    names += [f"{name} {version}" for name, version in sorted(told.items())]
+    for version in sorted({version for _, version in agents}):
+        where = sorted((region, n) for (region, v), n in agents.items() if v == version)
+        total = sum(n for _, n in where)
+        named = f"{total} agent{'s' if total > 1 else ''} {version or 'of an unknown version'}"
+        apart = len({v for _, v in agents}) > 1
+        names.append(named + (f" ({', '.join(f'{r} {n}' for r, n in where)})" if apart else ""))
+    yield Finding(check="versions", result=result, seen=", ".join(names), remedy=remedy)
 
 
 def _regions(regions: Any) -> Iterator[Finding]:
@@ -145,85 +158,6 @@ def _subscribers(status: Any) -> Iterator[Finding]:
         + (f"; behind when last heard of: {', '.join(silent[:5])}" if silent else ""),
         remedy="docs/runbooks/EpochDivergence.md" if late or silent else "",
     )
-
-
-def _from_config(path: Path) -> list[Finding]:
-    from controlplane import config  # noqa: PLC0415 - only when asked for
-
-    try:
-        checked = config.load(path)
-    except config.ConfigError as error:
-        return [Finding(check="config", result="failed", seen=str(error), remedy="mend the file")]
-    found = [Finding(check="config", result="ok", seen=str(path))]
-    found += list(_certificates(checked))
-    found += asyncio.run(_stores(checked))
-    return found
-
-
-def _certificates(checked: Any) -> Iterator[Finding]:
-    from controlplane.adapters.tls import expires_at_s  # noqa: PLC0415
-
-    for name in ("cert_file", "ca_file"):
-        path = getattr(checked.tls, name)
-        if path is None:
-            continue
-        ends_s = expires_at_s(path)
-        left_s = -1.0 if ends_s is None else ends_s - time.time()  # noqa: TID251 - a person asks
-        result = "failed" if left_s <= 0 else "warning" if left_s < CERT_WARN_S else "ok"
-        yield Finding(
-            check=f"tls.{name}",
-            result=result,
-            seen=f"{path}: "
-            + ("unreadable" if ends_s is None else f"{left_s / 86_400:.1f} days left"),
-            remedy="" if result == "ok" else "docs/runbooks/CertExpiring.md",
-        )
-
-
-async def _stores(checked: Any) -> list[Finding]:
-    from controlplane.adapters.etcd import EtcdClient  # noqa: PLC0415
-    from controlplane.wiring import etcd_options, lock_address  # noqa: PLC0415
-
-    found = []
-    client = await EtcdClient.connect(checked.coordination.endpoints, options=etcd_options(checked))
-    try:
-        members = await client.members()
-    finally:
-        await client.aclose()
-    silent = sum(not member.answers for member in members)
-    versions = sorted({member.version for member in members if member.version})
-    faulty = any(version in ETCD_FAULTY for version in versions)
-    found.append(
-        Finding(
-            check="etcd members",
-            result="failed"
-            if silent * 2 >= len(members)
-            else "warning"
-            if silent or faulty
-            else "ok",
-            seen=f"{len(members) - silent} of {len(members)} answer, version {', '.join(versions)}",
-            remedy="upgrade: this version may lose data when killed (etcd #13766)"
-            if faulty
-            else "",
-        )
-    )
-    address = lock_address(checked)
-    if address is not None:
-        try:
-            host, port = await address.primary()
-            async with asyncio.timeout(1):
-                _, writer = await asyncio.open_connection(host, port)
-            writer.close()
-            found.append(Finding(check="redis", result="ok", seen=f"primary at {host}:{port}"))
-        except (OSError, TimeoutError, Exception) as error:  # noqa: BLE001 - all mean: not reachable
-            found.append(
-                Finding(
-                    check="redis",
-                    result="failed",
-                    seen=str(error) or "no answer",
-                    remedy="docs/runbooks/RedisLockErrors.md",
-                )
-            )
-    return found
 
 
 def _print(findings: list[Finding], fmt: Format) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from controlplane.model.errors import WeirError
 
 OK, FAILED, USAGE, REFUSED, UNREACHABLE, DEADLINE = range(6)
+CLOSED_PIPE = 141
+"""As a process that SIGPIPE ends (`weir events | head`): nothing failed, nobody reads on."""
 
 
 class CallError(WeirError):

@@ -19,9 +19,6 @@ from controlplane.model.errors import (
     WeirError,
 )
 
-_HOISTED = frozenset(quick.GLOBAL) - {"--config"}
-"""--config stays where it is: the daemons have an option of their own of that name."""
-
 
 def hoist(argv: Sequence[str]) -> list[str]:
     """Move global options to the front, so that they may stand behind the command too."""
@@ -33,7 +30,7 @@ def hoist(argv: Sequence[str]) -> list[str]:
         if argv[i] == "--":
             rest.extend(argv[i:])
             break
-        if name in _HOISTED:
+        if name in quick.GLOBAL:
             width = 1 if "=" in argv[i] else 2
             front.extend(argv[i : i + width])
             i += width
@@ -59,8 +56,7 @@ def run() -> None:
 
 def _guarded(command: Callable[[], None]) -> None:
     try:
-        command()
-        sys.stdout.flush()
+        _flushed(command)
     except exits.CallError as error:
         _fail(str(error), error.exit_code)
     except InvalidInputError as error:
@@ -75,7 +71,23 @@ def _guarded(command: Callable[[], None]) -> None:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(exits.FAILED)
+        sys.exit(exits.CLOSED_PIPE)
+
+
+def _flushed(command: Callable[[], None]) -> None:
+    """Run a command and write out what it printed; BrokenPipeError when nobody reads it any more,
+    also where typer or rich made exit code 1 of that."""
+    try:
+        command()
+    except SystemExit as end:
+        cause: BaseException | None = end
+        while cause is not None:
+            if isinstance(cause, BrokenPipeError):
+                raise cause from None
+            cause = cause.__context__
+        raise
+    finally:
+        sys.stdout.flush()
 
 
 def _fail(message: str, code: int) -> None:

@@ -186,8 +186,6 @@ def _take(command: Command, name: str, text: str, named: dict[str, Any]) -> bool
 def run(call: Call) -> None:
     """Run a line that was understood."""
     put_off("grpc.aio")
-    if config := call.globals.get("--config"):
-        os.environ["WEIR_CONFIG"] = config
     function: Callable[..., None] = getattr(
         importlib.import_module(call.command.module), call.command.function
     )
@@ -212,6 +210,7 @@ def _options(given: dict[str, str]) -> Options:
             key_file=file("--key-file", "WEIR_KEY_FILE"),
             server_name=given.get("--server-name"),
         ),
+        config=file("--config", "WEIR_CONFIG"),
     )
 
 

@@ -265,8 +265,11 @@ def agents(options: Options, *, limit: int = 100) -> None:
     if _machine(options, to_json(answer)):
         return
     print_table(
-        ["REGION", "AGENT", "REPLICA", ">EPOCH", ">AGE"],
-        [(a.region, a.id, a.replica, str(a.applied_epoch), age(a.age_ms)) for a in answer.agents],
+        ["REGION", "AGENT", "REPLICA", ">EPOCH", ">AGE", "VERSION"],
+        [
+            (a.region, a.id, a.replica, str(a.applied_epoch), age(a.age_ms), a.version)
+            for a in answer.agents
+        ],
     )
 
 

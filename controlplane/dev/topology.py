@@ -11,7 +11,7 @@ from typing import Any
 from controlplane.dev.cluster import Cluster
 from controlplane.dev.members import Member, Role
 from controlplane.dev.process import find_binary
-from controlplane.dev.settings import OPERATOR, authority
+from controlplane.dev.settings import OPERATOR, authority, config_file
 
 _VERSION = re.compile(rb"\d+\.\d+\.\d+")
 
@@ -72,6 +72,7 @@ def describe(cluster: Cluster, of_servers: dict[str, str], redis_primary: int) -
         "payer": {"pid": cluster.members["payer"].child.pid, "http": layout.address("payer/http")},
         "ledgers": {region: str(layout.ledgers / f"{region}.jsonl") for region in layout.regions},
         "console": f"http://{layout.address(f'{first}-0/http')}/",
+        "config": str(config_file(layout, "weir")),
         "pid": os.getpid(),
     }
 

@@ -21,6 +21,17 @@ class InvalidInputError(WeirError):
         self.reason = message
 
 
+class ReusedRequestIdError(InvalidInputError):
+    """A request id that came before with another content: the caller's mistake, not a repeat."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            "mutation.request_id",
+            f"{request_id} was used for another request; draw a new UUID, or repeat that request "
+            "unchanged",
+        )
+
+
 class RefusedError(WeirError):
     """A safety rule forbids what was asked. `rule` names it, the message gives numbers and the way
     around."""

@@ -136,10 +136,10 @@ def plain_text(text: str) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscriber:
     """Who applied which plan. `kind` is agent, watch, envoy or grpc; `error` is why it refused what
-    it was sent last, in its own words.
+    it was sent last, in its own words; `version` is an agent's, empty when it was not told.
 
-    Names, regions and errors have at most `TEXT_CHARS_MAX` printable characters: they travel
-    between replicas in a digest, which a peer takes whole or not at all.
+    Names, regions, errors and versions have at most `TEXT_CHARS_MAX` printable characters: they
+    travel between replicas in a digest, which a peer takes whole or not at all.
     """
 
     name: str
@@ -148,6 +148,7 @@ class Subscriber:
     applied_epoch: Epoch = Epoch(0)
     age_ms: int = 0
     error: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ class _Entry:
     seen_ms: int
     streams: int
     error: str = ""
+    version: str = ""
 
 
 class SubscriberRegistry:
@@ -70,6 +71,12 @@ class SubscriberRegistry:
             entry.applied = Epoch(max(entry.applied, epoch))
             entry.seen_ms, entry.error = now_ms, ""
 
+    def tell_version(self, name: str, version: str) -> None:
+        """Note what an agent says of itself."""
+        entry = self._entries.get(name)
+        if entry is not None:
+            entry.version = version
+
     def refuse(self, name: str, error: str, now_ms: int) -> None:
         """Note why a plan was refused, until one is applied."""
         entry = self._entries.get(name)
@@ -92,6 +99,7 @@ class SubscriberRegistry:
                 applied_epoch=entry.applied,
                 age_ms=now_ms - entry.seen_ms,
                 error=entry.error,
+                version=entry.version,
             )
             for name, entry in self._entries.items()
         ]

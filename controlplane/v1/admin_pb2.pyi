@@ -549,6 +549,7 @@ class Agent(_message.Message):
     REPLICA_FIELD_NUMBER: _builtins.int
     APPLIED_EPOCH_FIELD_NUMBER: _builtins.int
     AGE_MS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Name."""
     region: _builtins.str
@@ -559,6 +560,8 @@ class Agent(_message.Message):
     """Epoch it applied."""
     age_ms: _builtins.int
     """Age of its last sign of life, in ms."""
+    version: _builtins.str
+    """Its version; empty when it, or the replica it reports to, is too old to tell."""
     def __init__(
         self,
         *,
@@ -567,10 +570,11 @@ class Agent(_message.Message):
         replica: _builtins.str = ...,
         applied_epoch: _builtins.int = ...,
         age_ms: _builtins.int = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "applied_epoch", b"applied_epoch", "id", b"id", "region", b"region", "replica", b"replica"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "applied_epoch", b"applied_epoch", "id", b"id", "region", b"region", "replica", b"replica", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -375,6 +375,7 @@ class SubscriberState(_message.Message):
     APPLIED_EPOCH_FIELD_NUMBER: _builtins.int
     AGE_MS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     subscriber: _builtins.str
     """Name of the subscriber (agent id, Envoy node id, client name)."""
     kind: _builtins.str
@@ -387,6 +388,8 @@ class SubscriberState(_message.Message):
     """Time since its last sign of life, in ms; of a data plane since the push that it has not answered, or since it left."""
     error: _builtins.str
     """Why it refused what it was sent last (a NACK), in its own words; empty when it did not."""
+    version: _builtins.str
+    """Version of an agent as it reports it; empty for other kinds, and when it was not told."""
     def __init__(
         self,
         *,
@@ -396,10 +399,11 @@ class SubscriberState(_message.Message):
         applied_epoch: _builtins.int = ...,
         age_ms: _builtins.int = ...,
         error: _builtins.str = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "applied_epoch", b"applied_epoch", "error", b"error", "kind", b"kind", "region", b"region", "subscriber", b"subscriber"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "applied_epoch", b"applied_epoch", "error", b"error", "kind", b"kind", "region", b"region", "subscriber", b"subscriber", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -42,6 +42,7 @@ def test_everything_speaks_mutual_tls(tmp_path: Path) -> None:
             with pytest.raises(grpc.RpcError) as refused:
                 stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=60)
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        _the_doctor_finds_everything(env)
         for key in (tmp_path / "state" / "ca").glob("*.key"):
             assert key.stat().st_mode & 0o077 == 0
         for name, credentials in strangers(run.state_dir / "ca" / "ca.pem").items():
@@ -52,6 +53,15 @@ def test_everything_speaks_mutual_tls(tmp_path: Path) -> None:
                     stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=60)
             eventually(lambda n=before: refused_handshakes(run) > n, f"counted: {name}")
         assert '"event": "handshake_failed"' in (run.state_dir / "logs" / "east-0.log").read_text()
+
+
+def _the_doctor_finds_everything(env: dict[str, str]) -> None:
+    """Without an option, and with the version of every agent."""
+    done = weir("doctor", "-o", "json", env=env)
+    rows = {row["check"]: row for row in json.loads(done.stdout)["checks"]}
+    assert "3 agents" in rows["versions"]["seen"]
+    for check in ("versions", "config", "--cert-file", "certificates", "etcd members", "redis"):
+        assert rows[check]["result"] == "ok", rows[check]
 
 
 OPTIONS = [("grpc.ssl_target_name_override", SERVER_NAME)]

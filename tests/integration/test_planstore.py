@@ -22,6 +22,7 @@ from controlplane.model.errors import (
     DeposedError,
     InvalidInputError,
     RefusedError,
+    ReusedRequestIdError,
 )
 from controlplane.model.ids import ChannelName, Epoch, RegionName
 from controlplane.model.intents import Drain, Freeze, Override
@@ -268,7 +269,7 @@ async def test_a_repeated_request_gets_its_first_answer(
     )
     assert (again.answer, again.repeated) == (b"first", True)
     assert [kv.value for kv in await one.operations()] == [b"1"]
-    with pytest.raises(RefusedError, match="another request"):
+    with pytest.raises(ReusedRequestIdError, match="another request"):
         await two.apply("id-1", [effect], b"x", fingerprint=b"drain north")
     stale = Compare(key=effect.key, target="version", op="==", operand=7)
     with pytest.raises(RefusedError, match="changed"):

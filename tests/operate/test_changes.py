@@ -167,15 +167,19 @@ async def test_one_request_id_has_one_effect_at_three_replicas_and_two_leaders(l
 
 
 async def test_an_id_used_for_another_request_is_refused(lab: Lab) -> None:
-    """The same request_id with another content is a mistake of the caller, not a repeat."""
-    request_id = str(uuid.uuid4())
+    """The same request_id with another content, or with the same content for another method, is a
+    mistake of the caller, not a repeat: nobody may believe that it was done."""
+    told = mutation()
     async with lab.admin() as stub:
-        await stub.Freeze(pb.FreezeRequest(mutation=mutation(request_id=request_id)))
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.DrainRegion(
-                pb.DrainRegionRequest(region="south", mutation=mutation(request_id=request_id))
-            )
-        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        await stub.Freeze(pb.FreezeRequest(mutation=told))
+        for call in (
+            stub.DrainRegion(pb.DrainRegionRequest(region="south", mutation=told)),
+            stub.Unfreeze(pb.UnfreezeRequest(mutation=told)),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "draw a new UUID" in str(refused.value.details())
 
 
 async def test_asking_again_for_what_holds_changes_nothing(lab: Lab) -> None:

@@ -96,6 +96,7 @@ async def test_reads_import_nothing_heavy(lab: Lab) -> None:
 async def test_what_a_command_prints_and_how_it_ends(lab: Lab) -> None:
     """Tables without colour in a pipe, exit codes by the contract, one line for every error."""
     drain = ("drain", "south", "--reason", "test")
+    again = "--request-id=8b5f7a52-9d6c-4a35-9d3e-0c5d6c1c2b12"
     cases = [
         (("status",), OK, "", "REGION"),
         (("-o", "yaml", "regions"), OK, "", "regions:"),
@@ -112,6 +113,8 @@ async def test_what_a_command_prints_and_how_it_ends(lab: Lab) -> None:
         (("readiness", "south", "--lag", "4s", "--reason", "x"), OK, "", "readiness south: completed"),
         (("failover", "--from", "east", "--reason", "x", "--override-rule", "capacity",
           "--request-id", "seven"), USAGE, "UUID", ""),
+        (("freeze", "--reason", "x", "--yes", again), OK, "", "freeze: "),
+        (("unfreeze", "--reason", "x", "--yes", again), USAGE, "--request-id: 8b5f", ""),
         (("status", "--no-such-option"), USAGE, "No such option", ""),
         (("events", "--limit", "0"), USAGE, "--limit", ""),
         (("status", "--server", "127.0.0.1:9"), UNREACHABLE, "no replica answers", ""),

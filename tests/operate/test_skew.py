@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,6 @@ def test_a_version_that_is_none_is_said_and_survived() -> None:
     """A build without a proper number is a warning, not a traceback."""
     for odd in ("main-4f2a", "7", "0.2rc1.1", "v0.1.0"):
         status = pb.GetStatusResponse(replica="east-0", version=odd)
-        (finding,) = doctor._versions(status)
+        (finding,) = doctor._versions(status, Counter())
         assert finding.result == "warning", odd
         assert odd in finding.seen

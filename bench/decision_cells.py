@@ -107,20 +107,40 @@ def false_opens(rate, base, days, cells, rng):
     return opens
 
 
+LATTICE = 0.005
+"""Nats between two values of the exact test's sum."""
+
+
 def floor(rate, base, days=300.0):
-    """Mean seconds that any test needs with one false alarm of a cell in `days`.
+    """Median seconds that any test needs with one false alarm of a cell in `days`.
 
     CUSUM for exactly this change is the quickest of all tests with its rate of false alarms
-    (Moustakides 1986); its delay in calls by the corrected diffusion formula for Bernoulli calls
-    (Reynolds and Stoumbos 1999), good to some percent. Nothing has to be learned here, and calls
-    are seen at once: Weir adds ticks of 0.5 s and the doubt in what it has learned.
+    (Moustakides 1986). Its sum is a Markov chain, so threshold and delay are computed, not
+    simulated. Nothing has to be learned here, and calls are seen at once: Weir adds ticks of 0.5 s
+    and the doubt in what it has learned.
     """
-    good, bad = base, 0.3
-    per_bad, per_good = math.log(bad / good), math.log((1 - bad) / (1 - good))
-    after = bad * per_bad + (1 - bad) * per_good
-    before = -(good * per_bad + (1 - good) * per_good)
-    calls_between = rate * days * 86_400
-    return (math.log(calls_between * before) - 1.0) / after / rate
+    up = round(math.log(0.3 / base) / LATTICE)
+    down = round(-math.log(0.7 / (1 - base)) / LATTICE)
+
+    def after(sums, share):
+        good = np.bincount(np.maximum(0, np.arange(sums.size) - down), sums * (1 - share))
+        bad = np.zeros(sums.size)
+        bad[up:] = sums[:-up] * share
+        return np.pad(good, (0, sums.size - good.size)) + bad
+
+    low, high = 1000, 5000
+    while high - low > 1:
+        # a healthy cell's sums, and what leaves above the threshold at each call
+        sums, before = np.eye(1, (low + high) // 2)[0], np.zeros(1)
+        while before.size != sums.size or np.abs(sums - before).sum() > 1e-9:
+            before, sums = sums, after(sums, base)
+            sums /= sums.sum()
+        often = sums[-up:].sum() * base * rate * days * 86_400 > 1
+        low, high = (sums.size, high) if often else (low, sums.size)
+    calls = 0
+    while sums.sum() > 0.5:
+        sums, calls = after(sums, 0.3), calls + 1
+    return calls / rate
 
 
 def main():

@@ -147,8 +147,8 @@ class Call(Generic[_T]):
             raise typed(error) from error
         if fault is Fault.LOGIN:
             self._links.forget_token(made.metadata)
-        elif fault is Fault.UNKNOWN:
-            self._may_have_happened(made)
+        elif fault is Fault.UNKNOWN and made.metadata:
+            self._may_have_happened()
         if fault is not Fault.LOGIN or self._failures:
             self._links.failed(made.link)
         self._failures += 1
@@ -160,13 +160,13 @@ class Call(Generic[_T]):
         self._links.stats.failures["slow"] += 1
         self._links.failed(made.link)
         self._failures += 1
-        self._may_have_happened(made)
+        if made.metadata or self._repeat:  # what is left goes on, and is sent once it has logged in
+            self._may_have_happened()
 
-    def _may_have_happened(self, made: _Try) -> None:
-        if made.metadata:
-            self._unknown = True
-            if self._on_unknown is not None:
-                self._on_unknown()
+    def _may_have_happened(self) -> None:
+        self._unknown = True
+        if self._on_unknown is not None:
+            self._on_unknown()
 
     def _took(self) -> None:
         """Tell the pace; from the first attempt on: a later one is answered with the same sync."""

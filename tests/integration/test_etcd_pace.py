@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
 
 from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.etcd_call import OPEN_MAX
-from controlplane.adapters.etcd_links import EtcdOptions
+from controlplane.adapters.etcd_links import EtcdOptions, Metadata
 from controlplane.adapters.etcd_pace import KEPT_MS, SLOWER_MAX, Pace
 from controlplane.dev.servers import EtcdCluster
 from controlplane.ports import Compare, Put
@@ -111,4 +112,30 @@ async def test_lost_attempts_do_not_keep_others_from_being_made(
     for proxy in proxies:
         proxy.lose_requests = False
         proxy.cut()
+    assert await writing
+
+
+async def test_an_attempt_that_was_left_before_it_was_sent_may_happen(
+    proxies: list[Proxy], hasty_kv: EtcdClient, kv: EtcdClient, cluster_name: str
+) -> None:
+    """The first attempt still logs in when it is left; then it is sent, happens, and its reply is
+    lost. The next one finds the key there, and the client knows that it was its own write."""
+    await hasty_kv.get(b"/pace")
+    links = hasty_kv._links
+    first = next(p for p in proxies if p.endpoint == links.current.endpoint)
+    first.lose_replies = True
+    usual, waits = links.metadata, [asyncio.Event(), asyncio.Event()]
+    logins = iter([waits[0]])
+
+    async def slow(timeout_s: float) -> Metadata:
+        await next(logins, waits[1]).wait()
+        return await usual(timeout_s)
+
+    links.metadata = slow  # type: ignore[method-assign]
+    writing = asyncio.ensure_future(write(hasty_kv, cluster_name))
+    await until(lambda: hasty_kv.stats.failures["slow"], "the first is left")
+    waits[0].set()
+    async with contextlib.aclosing(kv.watch(f"/pace/{cluster_name}".encode(), 1)) as events:
+        await anext(events)
+    waits[1].set()
     assert await writing

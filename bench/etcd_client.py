@@ -6,15 +6,15 @@ One writer does a compare-and-swap every 5 ms, one watcher follows. In each run 
 use is hit: kill -9 or SIGSTOP, once while it follows in raft (the client's own doing shows) and
 once while it leads raft (etcd's election comes on top). Prints one JSON line per scenario: longest
 gap between two acknowledged writes and between two watched events (median, p99, largest, in ms),
-failed writes, and events lost or repeated. `--append` adds the runs to a file that
-`bench/etcd_results.py` sums up.
+failed writes, and events lost or repeated. All the while the other members are asked directly:
+the longest gap of these writes is etcd's own share, the rest is the client's. `--append` adds the
+runs to a file that `bench/etcd_results.py` sums up.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import os
 import tempfile
 import time
@@ -22,6 +22,7 @@ from pathlib import Path
 
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
+from bench.etcd_direct import direct, longest_ms
 from bench.etcd_results import record
 from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.etcd_links import EtcdOptions
@@ -31,8 +32,11 @@ from controlplane.ports import Compare, Put
 
 KEY = b"/bench"
 BEFORE_S = 0.5
-AFTER_S = {"kill": 3.0, "stop": 4.0}
+AFTER_S = {"kill": 4.0, "stop": 5.5}
 """How long traffic goes on after the fault: longer than any gap that was ever seen."""
+
+DIRECT_MS, DIRECT_S = 5, 0.5
+"""How often the other members are asked directly, and how long each question may take, in s."""
 
 
 class Run:
@@ -75,14 +79,13 @@ class Run:
             self.seen += [(time.perf_counter(), int(e.value or b"0")) for e in batch]
 
 
-def longest_ms(moments: list[float]) -> float:
-    """Return the longest gap."""
-    return max(1000 * (b - a) for a, b in itertools.pairwise(moments))
-
-
-async def one(cluster: EtcdCluster, fault: str, *, leads: bool) -> tuple[float, float, int, int]:
-    """One run: write gap, watch gap, failed writes, events lost or repeated."""
-    kv = await EtcdClient.connect(cluster.endpoints, options=EtcdOptions(call_ms=5000))
+async def one(
+    cluster: EtcdCluster, fault: str, *, leads: bool
+) -> tuple[float, float, int, int, float]:
+    """One run: write gap, watch gap, failed writes, events lost or repeated, etcd's own gap."""
+    kv = await EtcdClient.connect(
+        cluster.endpoints, options=EtcdOptions(attempt_ms=700, call_ms=5000)
+    )
     member = cluster.leader()
     if not leads:
         member = next(m for m in cluster.members if m is not member)
@@ -90,9 +93,11 @@ async def one(cluster: EtcdCluster, fault: str, *, leads: bool) -> tuple[float, 
     run = Run(kv)
     watching = asyncio.ensure_future(run.watch(await kv.revision() + 1))
     writing = asyncio.ensure_future(run.write(time.perf_counter() + BEFORE_S + AFTER_S[fault]))
-    await asyncio.sleep(BEFORE_S)
-    (member.child.kill if fault == "kill" else member.child.pause)()
-    await writing
+    others = [m.endpoint for m in cluster.members if m is not member]
+    async with direct(others, DIRECT_MS, DIRECT_S) as asker:
+        await asyncio.sleep(BEFORE_S)
+        (member.child.kill if fault == "kill" else member.child.pause)()
+        await writing
     for _ in range(500):
         if run.seen and run.seen[-1][1] == run.numbers[-1]:
             break
@@ -108,7 +113,10 @@ async def one(cluster: EtcdCluster, fault: str, *, leads: bool) -> tuple[float, 
     seen = [number for _, number in run.seen]
     expected = list(range(run.numbers[0], run.numbers[-1] + 1))
     wrong = len(seen) - len(set(seen)) + len(set(expected) ^ set(seen))
-    return longest_ms(run.acked), longest_ms([at for at, _ in run.seen]), run.failed, wrong
+    return (
+        longest_ms(run.acked), longest_ms([at for at, _ in run.seen]), run.failed, wrong,
+        asker.longest_gap_ms(),
+    )  # fmt: skip
 
 
 async def main() -> None:
@@ -128,7 +136,12 @@ async def main() -> None:
                     part = {
                         "what": f"{fault} of the raft {'leader' if leads else 'follower'}",
                         "members": args.members,
-                        "gap": {"write": [d[0] for d in done], "watch": [d[1] for d in done]},
+                        "gap": {
+                            "write": [d[0] for d in done],
+                            "watch": [d[1] for d in done],
+                            "etcd": [d[4] for d in done],
+                            "beyond etcd": [max(0, d[0] - d[4]) for d in done],
+                        },
                         "count": {
                             "failed_writes": sum(d[2] for d in done),
                             "events_lost_or_repeated": sum(d[3] for d in done),

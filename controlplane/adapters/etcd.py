@@ -14,14 +14,16 @@ counter, a nonce): "was it ours?" is answered by comparing it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 from etcd3 import etcdrpc
 
+from controlplane.adapters.etcd_call import Call
 from controlplane.adapters.etcd_links import (
+    Attempt,
     EtcdError,
     EtcdOptions,
     EtcdStats,
@@ -51,6 +53,7 @@ _TARGET: Final = {
     "value": (etcdrpc.Compare.VALUE, "value"),
 }
 
+_T = TypeVar("_T")
 Op = Put | Delete | Get
 
 
@@ -96,6 +99,17 @@ class EtcdClient:
         """Counters for metrics."""
         return self._links.stats
 
+    async def _call(
+        self,
+        name: str,
+        attempt: Attempt[_T],
+        *,
+        repeat: bool,
+        on_unknown: Callable[[], None] | None = None,
+    ) -> _T:
+        call = Call(self._links, self._clock, name, attempt, repeat=repeat, on_unknown=on_unknown)
+        return await call.run()
+
     # --- keys ------------------------------------------------------------------------------------
 
     async def get(self, key: bytes) -> KeyValue | None:
@@ -137,7 +151,7 @@ class EtcdClient:
         return int(answer.header.revision)
 
     async def _range(self, request: Any) -> Any:
-        return await self._links.call(
+        return await self._call(
             "range",
             lambda link, timeout_s, md: link.kv.Range(request, timeout=timeout_s, metadata=md),
             repeat=True,
@@ -163,7 +177,7 @@ class EtcdClient:
             nonlocal unknown
             unknown = True
 
-        answer = await self._links.call(
+        answer = await self._call(
             "range" if reads_only else "txn",
             lambda link, timeout_s, md: link.kv.Txn(request, timeout=timeout_s, metadata=md),
             repeat=bool(marks) or reads_only,
@@ -206,7 +220,7 @@ class EtcdClient:
         """Grant a lease. Repeated freely: a grant whose answer was lost lapses by itself."""
         request = etcdrpc.LeaseGrantRequest(TTL=ttl_s)
         try:
-            answer = await self._links.call(
+            answer = await self._call(
                 "grant",
                 lambda link, timeout_s, md: link.lease.LeaseGrant(
                     request, timeout=timeout_s, metadata=md
@@ -235,13 +249,13 @@ class EtcdClient:
             finally:
                 call.cancel()
 
-        return await self._links.call("keepalive", attempt, repeat=True)
+        return await self._call("keepalive", attempt, repeat=True)
 
     async def revoke_lease(self, lease: int) -> None:
         """Revoke a lease and delete its keys; one that is gone already is fine."""
         request = etcdrpc.LeaseRevokeRequest(ID=lease)
         try:
-            await self._links.call(
+            await self._call(
                 "revoke",
                 lambda link, timeout_s, md: link.lease.LeaseRevoke(
                     request, timeout=timeout_s, metadata=md
@@ -258,7 +272,7 @@ class EtcdClient:
         """Drop history below `revision`; done already is fine."""
         request = etcdrpc.CompactionRequest(revision=revision)
         try:
-            await self._links.call(
+            await self._call(
                 "compact",
                 lambda link, timeout_s, md: link.kv.Compact(
                     request, timeout=timeout_s, metadata=md
@@ -272,7 +286,7 @@ class EtcdClient:
     async def alarms(self) -> Sequence[str]:
         """Return etcd's raised alarms, e.g. NOSPACE."""
         request = etcdrpc.AlarmRequest(action=etcdrpc.AlarmRequest.GET)
-        answer = await self._links.call(
+        answer = await self._call(
             "alarms",
             lambda link, timeout_s, md: link.maintenance.Alarm(
                 request, timeout=timeout_s, metadata=md

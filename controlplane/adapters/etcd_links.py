@@ -2,14 +2,16 @@
 
 Theory. Any member serves any request, so a member that refuses or is slow is simply left for the
 next one. Three facts shape this file. A stopped member still accepts TCP connections and answers
-nothing, so every attempt has a deadline of its own, shorter than etcd's 7 s. A write whose attempt
+nothing, so nobody waits for one member alone for as long as etcd's 7 s. A write whose attempt
 failed may still happen, even minutes later when a stopped member wakes with the request in its
 socket: such a failure is *ambiguous*, and only the caller knows whether repetition is harmless.
 gRPC's own keepalive neither notices a stopped member in time nor is welcome at etcd: not used.
 
 Rules. A failed attempt marks its link and moves everybody to the link that failed longest ago,
 which is connected beforehand: leaving a member costs no handshake.
-Reads are repeated until `call_ms` is over. Writes are repeated when the failure proves that
+An attempt that is left goes on: its answer may come first (`etcd_call`; how long that takes:
+`etcd_pace`).
+Reads are repeated until the call's time is over. Writes are repeated when the failure proves that
 nothing was sent, or when the caller says that a repetition is harmless.
 
 Failure modes. UnavailableError: nobody answered in time, nothing happened. AmbiguousError: it may
@@ -29,9 +31,9 @@ from typing import Any, Final, TypeVar
 import grpc
 from etcd3 import etcdrpc
 
+from controlplane.adapters.etcd_pace import Pace
 from controlplane.clock import Clock, seeded
 from controlplane.model.errors import (
-    AmbiguousError,
     InvalidInputError,
     UnavailableError,
     WeirError,
@@ -70,7 +72,8 @@ class EtcdTls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcdOptions:
-    """How to reach etcd. `attempt_ms` bounds one try on one member, `call_ms` a call in all."""
+    """How to reach etcd. `attempt_ms` is the patience with one member before another is asked as
+    well, `call_ms` bounds a call in all; both grow while answers come late (`etcd_pace`)."""
 
     attempt_ms: int = 500
     call_ms: int = 2500
@@ -204,6 +207,7 @@ class Links:
             raise InvalidInputError("coordination.endpoints", "empty: name at least one member")
         self.options = options
         self.stats = EtcdStats()
+        self.pace = Pace(options.attempt_ms, options.call_ms)
         self._clock = clock
         self._random = seeded(seed)
         credentials = _credentials(options.tls) if options.tls else None
@@ -276,59 +280,6 @@ class Links:
             answer = await self._current.auth.Authenticate(request, timeout=timeout_s)
             self._token = answer.token
             self.stats.logins += 1
-
-    async def call(
-        self,
-        name: str,
-        attempt: Attempt[_T],
-        *,
-        repeat: bool,
-        on_unknown: Callable[[], None] | None = None,
-    ) -> _T:
-        """Run `attempt` on one member after the other until one answers or `call_ms` is over.
-
-        `repeat` says that doing it twice is harmless. `on_unknown` is told of every attempt that
-        may have happened.
-        """
-        end_ms = self._clock.monotonic_ms() + self.options.call_ms
-        self.stats.calls[name] += 1
-        failures, unknown, last = 0, False, ""
-        while (left_ms := end_ms - self._clock.monotonic_ms()) > 0:
-            link = self._current
-            used: Metadata = ()
-            # twice as long in every further round: a slow cluster answers late, but it answers
-            patience_ms = self.options.attempt_ms << min(failures // len(self._links), 3)
-            timeout_s = min(patience_ms, left_ms) / 1000
-            sent = False
-            try:
-                used = await self.metadata(timeout_s)
-                sent = True
-                return await attempt(link, timeout_s, used)
-            except grpc.aio.AioRpcError as error:
-                last = f"{link.endpoint}: {error.code().name} {error.details()}"
-                fault = classify(error)
-                self.stats.failures[error.code().name.lower()] += 1
-                if fault is Fault.FINAL:
-                    raise typed(error) from error
-                if fault is Fault.LOGIN:
-                    self.forget_token(used)
-                elif fault is Fault.UNKNOWN and sent:
-                    unknown = True
-                    if on_unknown:
-                        on_unknown()
-                if fault is not Fault.LOGIN or failures:
-                    self.failed(link)
-                failures += 1
-                if unknown and not repeat:
-                    break
-                await self.backoff(failures)
-        if unknown and name not in _READS:
-            self.stats.ambiguous += 1
-            raise AmbiguousError(f"etcd {name}: outcome unknown after {failures} tries; {last}")
-        raise UnavailableError(f"etcd {name}: no member answered in {failures} tries; {last}")
-
-
-_READS: Final = frozenset({"range", "keepalive", "status", "alarms", "members"})
 
 
 def _credentials(tls: EtcdTls) -> Any:

@@ -34,7 +34,7 @@ XDS_TYPES: Final = ("cds", "eds", "lds", "rds")
 LOCK_RESULTS: Final = ("granted", "held", "withdrawn", "unavailable")
 LOCK_STATES: Final = ("open", "quarantine", "unreachable", "replica", "lost", "stale")
 XDS_REFUSALS: Final = ("full", "admission", "invalid", "slow")
-ETCD_FAILURES: Final = ("unavailable", "deadline_exceeded")
+ETCD_FAILURES: Final = ("unavailable", "deadline_exceeded", "slow")
 """The statuses to expect; any other that gRPC has may appear beside them."""
 ETCD_EVENTS: Final = ("rotation", "ambiguous", "login", "watch_resume", "watch_relist")
 ALARMS: Final = ("audit",)

@@ -152,7 +152,9 @@ class EtcdCluster:
             if not member.child.alive:
                 continue
             status = etcd_status(member.client_port)
-            if status and status["leader"] == status["header"]["member_id"]:
+            if (
+                status and status.get("leader") == status["header"]["member_id"]
+            ):  # no leader: no key
                 return member
         raise WeirError("etcd: no member leads")
 

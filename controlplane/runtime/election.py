@@ -51,7 +51,26 @@ class ElectionRules:
     claim_backoff_ms: int = 200
     claim_backoff_max_ms: int = 3200
     lease_ttl_s: int = 5
+    ttl_factor: int = 4
     beats_kept: int = 16
+
+    def takeover_ms(self, pauses_ms: Collection[int]) -> int:
+        """Return the standstill that counts as the end of a leader, after recent pauses between
+        its heartbeats."""
+        slow_ms = self.slow_factor * max(pauses_ms, default=0)
+        ceiling_ms = max(self.takeover_max_ms, self.takeover_after_ms)
+        return max(self.takeover_after_ms, min(slow_ms, ceiling_ms))
+
+    def ttl_s(self, reads_ms: Collection[int]) -> int:
+        """Return the TTL of the lease to claim with, after recent reads that took so long: on a
+        slow disk it has to outlive its own grant and the claim."""
+        slow_s = self.ttl_factor * max(reads_ms, default=0) // 1000
+        return max(self.lease_ttl_s, min(slow_s, self.ttl_factor * self.lease_ttl_s))
+
+    def demote_ms(self, took_ms: Collection[int]) -> int:
+        """Return how long after it was sent the last write vouches for a leader whose recent
+        writes took so long: always as much shorter than a takeover as is configured."""
+        return self.takeover_ms(took_ms) - (self.takeover_after_ms - self.demote_after_ms)
 
 
 def regions_out(plan: Plan | None) -> frozenset[RegionName]:
@@ -135,9 +154,7 @@ class Candidate:
 
     def takeover_ms(self) -> int:
         """Return the standstill in ms that counts as the end of a leader."""
-        slow_ms = self._rules.slow_factor * max(self._pauses, default=0)
-        ceiling_ms = max(self._rules.takeover_max_ms, self._rules.takeover_after_ms)
-        return max(self._rules.takeover_after_ms, min(slow_ms, ceiling_ms))
+        return self._rules.takeover_ms(self._pauses)
 
     def due_ms(self, *, eligible: bool, alone: bool = False) -> int | None:
         """When to claim, if nothing changes until then; None while there is no reading.

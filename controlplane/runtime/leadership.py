@@ -6,7 +6,10 @@ clock at every access: a process that was stopped finds itself suspended at its 
 
 Rules
 - Nothing but a guarded write that succeeded renews the deadline, counted from *before* it was sent.
-- The lease of the key is renewed only while the deadline holds: no keepalive hides a hung tick.
+  While writes take long the deadline is as much later as candidates then wait longer
+  (`ElectionRules.demote_ms`): a write that takes 2 s would else find it passed whenever it ends.
+- The lease of the key is renewed while we hold it, suspended too: on a slow disk it would lapse
+  before a write comes through, and an election takes three. It hides no hung tick: see the next.
 - Suspended, we read the key. If it still carries our term, one guarded write brings us back under
   the same term; if not, we are a candidate again. Suspended once more without a write of the tick
   in between, we resign: etcd works and the tick hangs. A write of the tick that is under way is
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -39,6 +43,10 @@ log = structlog.get_logger(__name__)
 RESIGN_MS: Final = 1000
 """Longest time that giving the key back may take."""
 HINT_RETRY_MS: Final = 500
+KEPT_PER_TTL: Final = 5
+"""Renewals of the lease in its time: some may come late."""
+READS_KEPT: Final = 8
+"""Reads of the key whose duration says how slow etcd is now."""
 RESIGNED_REST_MS: Final = 5000
 """How long a leader that resigned because it was cut off lets others go first."""
 
@@ -93,8 +101,9 @@ class Elector:
         self._candidate = Candidate(self._rules, rank, seeded(seed))
         self._held: Leadership | None = None
         self._lease = 0
-        self._deadline_ms = 0
-        self._kept_ms = 0
+        self._deadline_ms = self._vouched_ms = 0
+        self._took_ms: deque[int] = deque(maxlen=self._rules.beats_kept)
+        self._reads_ms: deque[int] = deque(maxlen=READS_KEPT)
         self._rest_until_ms = 0
         self._touching = self._touched = False
         self._hint = asyncio.Event()
@@ -121,7 +130,7 @@ class Elector:
         """Who leads, as far as this replica knows."""
         now_ms = self._clock.monotonic_ms()
         if (mine := self.leadership) is not None:
-            age_ms = now_ms - (self._deadline_ms - self._rules.demote_after_ms)
+            age_ms = now_ms - self._vouched_ms
             return LeaderInfo(
                 replica=mine.replica, region=mine.region, term=mine.term,
                 heartbeat_age_ms=age_ms, read_age_ms=age_ms,
@@ -142,7 +151,10 @@ class Elector:
     def renewed(self, term: Term, sent_ms: int) -> None:
         """Take in a guarded write that succeeded; `sent_ms` is from before it was sent."""
         if self._held is not None and self._held.term == term:
-            self._deadline_ms = max(self._deadline_ms, sent_ms + self._rules.demote_after_ms)
+            self._took_ms.append(self._clock.monotonic_ms() - sent_ms)
+            margin_ms = self._rules.demote_ms(self._took_ms)
+            self._deadline_ms = max(self._deadline_ms, sent_ms + margin_ms)
+            self._vouched_ms = max(self._vouched_ms, sent_ms)
             self._touched = self._touching
 
     def deposed(self, term: Term) -> None:
@@ -171,6 +183,7 @@ class Elector:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._listen(), name="election-hints")
                 group.create_task(self._campaign(), name="election")
+                group.create_task(self._keep_lease(), name="election-lease")
         finally:
             await self.resign()
 
@@ -185,7 +198,6 @@ class Elector:
     async def _step(self) -> int:
         """Do what is due; return how long nothing is, in ms."""
         if self.leadership is not None:
-            await self._keep_lease()
             return min(self._rules.poll_ms, self._left_ms())
         if (seen := await self._observe()) is None:
             return self._rules.poll_ms
@@ -215,6 +227,7 @@ class Elector:
             log.debug("leader_key_not_readable", error=str(error))
             return None
         now_ms = self._clock.monotonic_ms()
+        self._reads_ms.append(now_ms - asked_ms)
         self._touched = self._touched and now_ms - asked_ms <= self._rules.read_gap_ms
         self._candidate.saw(now_ms, seen)
         return seen
@@ -222,7 +235,7 @@ class Elector:
     async def _claim(self, seen: LeaderKeyState) -> None:
         sent_ms, lease = self._clock.monotonic_ms(), 0
         try:
-            lease = await self._key.grant_lease(self._rules.lease_ttl_s)
+            lease = await self._key.grant_lease(self._rules.ttl_s(self._reads_ms))
             sent_ms = self._clock.monotonic_ms()
             won = await self._key.claim(self._replica, self._region, lease, seen)
         except WeirError as error:
@@ -236,8 +249,12 @@ class Elector:
             await self._drop(lease)
             return
         self._held, self._lease, self._touched = won, lease, False
-        self._deadline_ms = sent_ms + self._rules.demote_after_ms
-        self._kept_ms = sent_ms
+        self._took_ms.clear()
+        self._deadline_ms = 0
+        self.renewed(
+            won.term, sent_ms
+        )  # the claim was a guarded write, and says how long one takes
+        self._vouched_ms = sent_ms
         self.takeovers += 1
         log.info("elected", term=won.term, after=seen.term, replica=self._replica)
         self._changed.set()
@@ -282,16 +299,15 @@ class Elector:
         self._hint.set()
 
     async def _keep_lease(self) -> None:
-        """Renew the key's lease a third of its time after the last renewal."""
-        now_ms = self._clock.monotonic_ms()
-        if not self._lease or now_ms - self._kept_ms < self._rules.lease_ttl_s * 1000 // 3:
-            return
-        held, lease = self._held, self._lease
-        with contextlib.suppress(UnavailableError):
-            left_s = await self._key.keepalive(lease)
-            self._kept_ms = now_ms
-            if left_s == 0 and self._held is held:
-                self._lose("lease lost")
+        """Renew the key's lease while we hold it, beside reads and writes that take their time."""
+        while True:
+            await self._clock.sleep_ms(self._rules.lease_ttl_s * 1000 // KEPT_PER_TTL)
+            held, lease = self._held, self._lease
+            if held is None or not lease:
+                continue
+            with contextlib.suppress(UnavailableError):
+                if await self._key.keepalive(lease) == 0 and self._held is held:
+                    self._lose("lease lost")
 
     async def _listen(self) -> None:
         """Wake the campaign at every change of the key; a watch proves nothing, it only hurries."""

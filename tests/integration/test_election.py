@@ -184,6 +184,39 @@ async def test_a_late_write_is_no_hung_tick(make: Callable[..., Candidate]) -> N
     assert slow.elector.leader_info.term == term
 
 
+async def test_a_write_that_took_long_renews_for_longer(make: Callable[..., Candidate]) -> None:
+    """A write that is answered when its deadline has passed, as on a slow disk, makes its leader
+    lead again and gives the next write as long."""
+    slow = make("slow", rules=QUICK)
+    await until(lambda: slow.leads, "it leads")
+    slow.beating = False
+    sent_ms = CLOCK.monotonic_ms() - QUICK.takeover_max_ms // 2
+    slow.store.on_write(slow.elector.leader_info.term, sent_ms)
+    margin_ms = QUICK.takeover_after_ms - QUICK.demote_after_ms
+    assert slow.elector._deadline_ms >= sent_ms + QUICK.takeover_max_ms - margin_ms
+
+
+async def test_a_suspended_leader_keeps_its_lease(make: Callable[..., Candidate]) -> None:
+    """Its writes take so long that it is suspended: the key's lease is renewed all the same."""
+    slow = make("slow", rules=replace(QUICK, lease_ttl_s=2))
+    await until(lambda: slow.leads, "it leads")
+    keepalive, renewals = slow.elector._key.keepalive, 0
+
+    async def count(lease: int) -> int:
+        nonlocal renewals
+        left_s = await keepalive(lease)
+        renewals += slow.elector.suspended is not None
+        return left_s
+
+    async def never(_held: Leadership) -> None:
+        await asyncio.Event().wait()
+
+    slow.elector._key.keepalive = count  # type: ignore[method-assign]
+    slow.elector._touch, slow.beating = never, False
+    await until(lambda: renewals > 2, "the lease is renewed while it is suspended")
+    assert slow.elector.suspended
+
+
 async def test_an_ill_etcd_is_no_hung_tick(make: Callable[..., Candidate]) -> None:
     """Back under its term, the leader writes nothing before the deadline, and etcd could not be
     read meanwhile: it comes back once more; with etcd well it gives the key up."""

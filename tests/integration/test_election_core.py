@@ -100,6 +100,23 @@ def test_slow_writes_lengthen_the_wait() -> None:
     assert one.takeover_ms() == RULES.takeover_max_ms
 
 
+def test_a_slow_leader_is_vouched_for_as_long_as_candidates_wait() -> None:
+    """The deadline after a write that took long is as much shorter than the takeover that
+    candidates then grant as it always is; and it has the same ceiling."""
+    margin_ms = RULES.takeover_after_ms - RULES.demote_after_ms
+    assert RULES.demote_ms([]) == RULES.demote_ms([3, 5]) == RULES.demote_after_ms
+    assert RULES.demote_ms([3, 1200, 5]) == 2400 - margin_ms
+    assert RULES.demote_ms([60_000]) == RULES.takeover_max_ms - margin_ms
+
+
+def test_a_lease_to_claim_with_outlives_its_own_grant() -> None:
+    """Reads that took seconds: grant and claim will too, so the lease is asked for longer, up to a
+    bound."""
+    assert RULES.ttl_s([]) == RULES.ttl_s([100, 20]) == RULES.lease_ttl_s
+    assert RULES.ttl_s([3000, 20]) == 12
+    assert RULES.ttl_s([60_000]) == RULES.ttl_factor * RULES.lease_ttl_s
+
+
 def test_a_takeover_is_not_taken_for_a_slow_beat() -> None:
     """The standstill that ended in a new term says nothing about how fast writes are."""
     one = candidate()

@@ -14,8 +14,8 @@ import pytest
 from controlplane.adapters import etcd
 from controlplane.adapters.etcd import EtcdClient
 from controlplane.adapters.etcd_links import EtcdOptions
-from controlplane.dev.servers import EtcdCluster, EtcdMember
-from controlplane.model.errors import AmbiguousError, CompactedError, UnavailableError
+from controlplane.dev.servers import EtcdCluster, EtcdMember, etcd_status
+from controlplane.model.errors import AmbiguousError, CompactedError, UnavailableError, WeirError
 from controlplane.ports import Compare, Put
 from tests.support.etcd import *  # noqa: F403 - fixtures
 from tests.support.etcd import PATIENT, etcdctl, etcdctl_ok, restore
@@ -122,6 +122,24 @@ async def test_a_lost_quorum_blocks_and_comes_back(
     own_etcd.wait_ready()
     await traffic.write(5)
     await traffic.complete()
+
+
+async def test_without_a_raft_leader_nobody_is_named(own_etcd: EtcdCluster) -> None:
+    """A member that knows no raft leader leaves the field out: to ask who leads says that nobody
+    does."""
+    for member in own_etcd.members[:2]:
+        member.child.kill()
+
+    def nobody() -> bool:
+        try:
+            own_etcd.leader()
+        except WeirError as error:
+            return "no member leads" in str(error)
+        return False
+
+    status = own_etcd.members[2].client_port
+    await until(lambda: "leader" not in (etcd_status(status) or {"leader": 0}), "it steps down")
+    assert nobody()
 
 
 async def test_a_member_is_replaced(

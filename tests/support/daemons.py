@@ -20,6 +20,9 @@ from controlplane.v1 import admin_pb2_grpc, routing_pb2, routing_pb2_grpc
 from tests.operate.lab import REGIONS, Lab, settings
 from tests.support.replicas import ROOT, until
 
+READY_S = 300.0
+"""Only a hung replica needs that long; on a starved machine a start takes a minute."""
+
 
 @dataclass(slots=True)
 class Daemons:
@@ -83,7 +86,7 @@ async def daemons(
             group.children[name] = child.start()
             group.talkers.append(asyncio.ensure_future(lab.talk(name)))
         for name in REGIONS:
-            await until(lambda n=name: group.ready(n), f"{name} is ready")
+            await until(lambda n=name: group.ready(n), f"{name} is ready", READY_S)
         yield group
     finally:
         for task in group.talkers:

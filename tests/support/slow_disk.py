@@ -36,26 +36,28 @@ def strace(log: Path, delay_ms: int, every: int) -> list[str]:
 
 @dataclass(slots=True)
 class SlowDisk:
-    """One member's disk. `every`: one sync in so many (of each thread) is slow."""
+    """One member's disk. `every`: one sync in so many (of each thread) is slow; `ready_s`: how long
+    the member may take to be healthy with it, 0 to leave that open."""
 
     cluster: EtcdCluster
     member: EtcdMember
     delay_ms: int = 1000
     every: int = 4
+    ready_s: float = WAIT_S
     log: Path = field(init=False)
-    _argv: list[str] = field(init=False)
+    argv: list[str] = field(init=False)
 
     def begin(self) -> SlowDisk:
         """Start the member again, with the slow disk."""
         self.log = self.cluster.directory / f"slow-{self.member.name}-{next(_numbers)}.strace"
-        self._argv = list(self.member.child.argv)
+        self.argv = list(self.member.child.argv)
         self._tried()
-        self._restart([*strace(self.log, self.delay_ms, self.every), *self._argv])
+        self._restart([*strace(self.log, self.delay_ms, self.every), *self.argv], self.ready_s)
         return self
 
     def end(self) -> None:
         """Start the member again, with the disk it had."""
-        self._restart(self._argv)
+        self._restart(self.argv, WAIT_S)
 
     def slow_syncs(self) -> int:
         """How many syncs have been slow."""
@@ -76,11 +78,12 @@ class SlowDisk:
             raise WeirError(f"{self.member.name} does not answer")
         return int(status["header"]["member_id"])
 
-    def _restart(self, argv: list[str]) -> None:
+    def _restart(self, argv: list[str], ready_s: float) -> None:
         self.member.child.kill()
         self.member.child.argv = argv
         self.member.child.start()
-        wait_until(self.member.healthy, f"etcd {self.member.name}", WAIT_S)
+        if ready_s:
+            wait_until(self.member.healthy, f"etcd {self.member.name}", ready_s)
 
     def _tried(self) -> None:
         """Fail with the reason where a process may not trace its own child."""

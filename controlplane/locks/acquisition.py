@@ -17,16 +17,15 @@ those before it, for its caller holds what they would give back.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
+from controlplane.clock import Clock
 from controlplane.locks import codec
 from controlplane.locks.errors import LineageError, LockHeldError
-from controlplane.locks.grant import Grant, Mode
+from controlplane.locks.grant import Grant, Limits, Mode
+from controlplane.locks.lineage import Lineage
 from controlplane.locks.token import Token
 from controlplane.model.errors import NotSentError, RefusedError, UnavailableError
-
-if TYPE_CHECKING:
-    from controlplane.locks.manager import LockManager
 
 RETRY_MS: Final = 100
 """Pause of a waiter while Redis cannot be reached at all."""
@@ -36,10 +35,75 @@ HEADS: Final = 2
 """So many at the head of a queue look when the holder's time is over; the others only beat."""
 
 
+class Grantor(Protocol):
+    """What an acquisition needs of a LockManager, which says what each means."""
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of deadlines."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """Bounds."""
+        ...
+
+    @property
+    def lineage(self) -> Lineage:
+        """The epoch in force."""
+        ...
+
+    @property
+    def hand_offs(self) -> dict[str, asyncio.Future[codec.HandOff | None]]:
+        """Who waits to be told, by request."""
+        ...
+
+    @property
+    def attempts(self) -> dict[tuple[str, str, str], list[Acquisition]]:
+        """Attempts under way by name, owner and request, the newest last."""
+        ...
+
+    async def ask(self, ask: codec.Ask, sent_ms: int) -> codec.Answer:
+        """Ask Redis."""
+        ...
+
+    async def announce_ttl(self, epoch: int, ttl_ms: int) -> None:
+        """Announce a longer TTL."""
+        ...
+
+    async def confirm_replicas(self) -> None:
+        """Wait for replicas."""
+        ...
+
+    async def confirm_epoch(self, epoch: int) -> None:
+        """Confirm by a linearizable read."""
+        ...
+
+    async def refresh(self, grant: Grant, mode: Mode) -> Grant | None:
+        """Renew a grant that was waited for."""
+        ...
+
+    def withdraw(self, ask: codec.Ask) -> None:
+        """Give back."""
+        ...
+
+    def took_over(self, ask: codec.Ask) -> bool:
+        """Begin another attempt."""
+        ...
+
+    def met(self, cause: str, epoch: int) -> None:
+        """React to a refusal."""
+        ...
+
+    def retry_after_ms(self, cause: str) -> int:
+        """When to come back."""
+        ...
+
+
 class Acquisition:
     """One attempt by one request."""
 
-    def __init__(self, manager: LockManager, ask: codec.Ask, wait_ms: int, mode: Mode) -> None:
+    def __init__(self, manager: Grantor, ask: codec.Ask, wait_ms: int, mode: Mode) -> None:
         self._manager = manager
         self._ask = ask
         self._key = ask.key

@@ -14,9 +14,19 @@ import os
 from pathlib import Path
 from typing import Final
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+# neither a deadline nor a judgement on slowness: on a shared machine they would test the machine
+hypothesis.settings.register_profile(
+    "weir",
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("weir")
 
 PURE: Final = frozenset({"contract", "decision", "sim"})
 """Folders whose tests start no process."""

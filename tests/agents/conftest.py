@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import hypothesis
 import pytest
 import uvloop
 
@@ -13,10 +12,6 @@ from tests.agents.linked import patient, replicas
 from tests.agents.whole import replica
 
 __all__ = ["patient", "replica", "replicas"]  # fixtures
-
-# no deadline: on a shared machine it would test the machine
-hypothesis.settings.register_profile("agents", deadline=None, max_examples=60)
-hypothesis.settings.load_profile("agents")
 
 BOTH_LOOPS = ("test_probes", "test_sntp")
 """Modules that touch sockets themselves run on uvloop too, as the daemon does: it connects, times

@@ -322,7 +322,9 @@ async def test_the_next_address_is_tried(resolver: Resolver) -> None:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(answer=st.binary(max_size=300))
 def test_arbitrary_bytes_never_escape(answer: bytes) -> None:

@@ -64,7 +64,9 @@ def test_no_module_needs_the_kubernetes_api() -> None:
     """The reason for it: no module of the daemons imports a client of Kubernetes or reads its
     token."""
     for folder in ("controlplane", "agents"):
-        for path in (ROOT / folder).rglob("*.py"):
+        modules = list((ROOT / folder).rglob("*.py"))
+        assert modules, folder
+        for path in modules:
             source = path.read_text()
             assert "kubernetes.io/serviceaccount" not in source
             for node in ast.walk(ast.parse(source)):
@@ -88,6 +90,8 @@ def test_resources_are_stated_and_consistent(release: Release) -> None:
         for container in workload.ours:
             resources = container.get("resources", {})
             requests, limits = resources.get("requests", {}), resources.get("limits", {})
+            assert requests.keys() >= {"cpu", "memory"}, (workload.name, container["name"])
+            assert "memory" in limits
             for key, value in requests.items():
                 assert quantity(value) > 0
                 assert quantity(value) <= quantity(limits.get(key, value)), (workload.name, key)

@@ -32,6 +32,15 @@ def test_keys_exist(page: str) -> None:
             assert _in_schema(schema, schema, parts), name
 
 
+def test_pages_name_keys_and_a_wrong_one_is_noticed() -> None:
+    """The test above looks at something, and would see a misspelt key."""
+    schema = json.loads((ROOT / "docs/weir.schema.json").read_text())
+    named = {p for p in PAGES if CODE.search((ROOT / "docs" / f"{p}.md").read_text())}
+    assert named >= {"install", "upgrade", "security", "capacity"}
+    assert _in_schema(schema, schema, ["coordination", "endpoints"])
+    assert not _in_schema(schema, schema, ["coordination", "endpoint"])
+
+
 def _in_values(node: object, parts: list[str]) -> bool:
     if not parts:
         return True

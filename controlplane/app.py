@@ -259,6 +259,7 @@ class Replica:
             self.views.reads(),
             intents=intents,
             what_if=self.views.what_if,
+            stands=self.views.stands,
             progress=self.views.progress,
             caller=caller,
             speaks_for=lambda context: edges.caller_of(self, context).region,

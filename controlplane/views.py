@@ -21,7 +21,7 @@ from controlplane.decision.explain import explain
 from controlplane.decision.goal import goal
 from controlplane.decision.local import single_writer_moves
 from controlplane.decision.rules import Judged, refusals
-from controlplane.decision.state import State
+from controlplane.decision.state import RegionMemory, State
 from controlplane.decision.votes import votes
 from controlplane.decision.whatif import whatif
 from controlplane.model.errors import UnavailableError, WeirError
@@ -29,7 +29,7 @@ from controlplane.model.evidence import Evidence, Subscriber
 from controlplane.model.ids import ChannelName, Epoch, RegionName, ReplicaId
 from controlplane.model.intents import NO_INTENTS, Intents, Readiness
 from controlplane.model.load import load_bp, utilisation_bp
-from controlplane.model.plan import RuleStep
+from controlplane.model.plan import RuleStep, Standing
 from controlplane.model.topology import Region, Topology
 from controlplane.runtime.board import PlanBoard
 from controlplane.runtime.book import (
@@ -194,6 +194,11 @@ class Views:
                 Refusal(rule=r.rule, message=r.message, remedy=r.remedy) for r in result.refusals
             ),
         )
+
+    async def stands(self, region: RegionName) -> Standing:
+        """Return where a region stands, as the last commit has it."""
+        memory = (await self.state()).memory.regions.get(region, RegionMemory())
+        return Standing(phase=memory.phase, since_ms=memory.since_ms)
 
     def local_what_if(self, intents: Intents) -> EffectView:
         """Work out what intents would lead to at this replica alone."""

@@ -14,7 +14,7 @@ import grpc
 from controlplane.adapters import admin_transitions as transitions
 from controlplane.adapters.admin_change import TTL_DEFAULT_S, Changer
 from controlplane.adapters.admin_local import LocalChanger
-from controlplane.adapters.admin_ports import Caller, IntentStore, WhatIf
+from controlplane.adapters.admin_ports import Caller, IntentStore, Stands, WhatIf
 from controlplane.adapters.admin_service import AdminReads, Reads
 from controlplane.adapters.admin_transitions import Change
 from controlplane.adapters.rpc_errors import typed_errors
@@ -22,6 +22,7 @@ from controlplane.clock import Clock
 from controlplane.model.errors import InvalidInputError, RefusedError
 from controlplane.model.ids import FULL_BP, ChannelName, RegionName
 from controlplane.model.intents import Intents
+from controlplane.model.plan import Phase
 from controlplane.v1 import admin_pb2 as pb
 
 HOLD_DEFAULT_S: Final = 10
@@ -44,6 +45,7 @@ class AdminService(AdminReads):
         *,
         intents: IntentStore,
         what_if: WhatIf,
+        stands: Stands,
         progress: Callable[[pb.Operation], pb.Operation],
         caller: Caller,
         speaks_for: Callable[[grpc.aio.ServicerContext], str | None],
@@ -52,6 +54,7 @@ class AdminService(AdminReads):
     ) -> None:
         super().__init__(reads)
         self._speaks_for = speaks_for
+        self._stands = stands
         self._intents = intents
         self._progress = progress
         self._clock = clock
@@ -70,7 +73,7 @@ class AdminService(AdminReads):
     async def DrainRegion(  # noqa: N802
         self, request: pb.DrainRegionRequest, context: grpc.aio.ServicerContext
     ) -> pb.Operation:
-        """Take a region out of service gradually."""
+        """Take a region out of service; payments under way finish."""
         region = self._region("region", request.region)
         return await self._changer.make(
             request, context, lambda now: transitions.drain(now, region, "drain")
@@ -102,8 +105,12 @@ class AdminService(AdminReads):
     ) -> pb.Operation:
         """Let a region return now, by ramp."""
         region = self._region("region", request.region)
+        stands = await self._stands(region)
+        past_gates = "gate" in request.mutation.override_rules
         return await self._changer.make(
-            request, context, lambda now: transitions.failback(now, region)
+            request,
+            context,
+            lambda now: transitions.failback(now, region, stands, past_gates=past_gates),
         )
 
     @typed_errors
@@ -212,13 +219,16 @@ class AdminService(AdminReads):
         """Take back what an operation asked for."""
         operation = await self._operation(request.id)
         region, channel = RegionName(operation.target), ChannelName(operation.target)
+        over = operation.done
+        if operation.kind == "failback" and operation.stage != "accepted":
+            over = over or (await self._stands(region)).phase is Phase.HEALTHY
         undo: dict[str, Callable[[Intents], Change]] = {
             "drain": lambda now: transitions.undrain(now, region),
             "failover": lambda now: transitions.undrain(now, region),
             "drill": lambda now: transitions.undrain(now, region),
             "override": lambda now: transitions.clear(now, channel),
             "freeze": transitions.unfreeze,
-            "failback": lambda now: transitions.drain(now, region, "drain"),
+            "failback": lambda now: transitions.abort(now, region, over=over),
             "readiness": lambda now: transitions.readiness(now, region, None, 0),
         }
         if operation.kind not in undo:

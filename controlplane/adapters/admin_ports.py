@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import grpc
 
+from controlplane.model.ids import RegionName
 from controlplane.model.intents import Intents
-from controlplane.model.plan import Route
+from controlplane.model.plan import Route, Standing
 from controlplane.ports import Compare, Delete, KeyValue, Put
 
 
@@ -101,5 +102,7 @@ class IntentStore(Protocol):
 
 
 WhatIf = Callable[[Intents], Awaitable[EffectView]]
+Stands = Callable[[RegionName], Awaitable[Standing]]
+"""Where a region stands by the decision's own clock."""
 Caller = Callable[[grpc.aio.ServicerContext], tuple[str, frozenset[str]]]
 """Identity of the caller and its roles."""

@@ -49,7 +49,7 @@ def describe(
         hold_s=change.hold_s,
         commit_ms=-1,
         converge_ms=-1,
-        message="already so; nothing changed" if unchanged else "",
+        message=change.note if unchanged else "",
         effect=pb.Effect(
             routes=[encode_route(route) for route in view.routes],
             regions=[

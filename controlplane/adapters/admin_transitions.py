@@ -10,7 +10,8 @@ from typing import Any
 
 from controlplane.model.errors import RefusedError
 from controlplane.model.ids import ChannelName, RegionName
-from controlplane.model.intents import Drain, Freeze, Intents, Override, Readiness
+from controlplane.model.intents import Drain, Failback, Freeze, Intents, Override, Readiness
+from controlplane.model.plan import Phase, Standing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,8 @@ class Change:
     hold_s: int = 0
     informs: bool = False
     """Tells something and moves nothing: no rule is asked, and it is done at once."""
+    note: str = "already so; nothing changed"
+    """What is told when there is nothing to write."""
 
 
 def drain(now: Intents, region: RegionName, kind: str, *, hold_s: int = 0) -> Change:
@@ -43,14 +46,14 @@ def drain(now: Intents, region: RegionName, kind: str, *, hold_s: int = 0) -> Ch
     after = replace(
         now,
         drains=tuple(sorted((*others, drain), key=lambda d: d.region)),
-        failback=tuple(r for r in now.failback if r != region),
+        failback=tuple(back for back in now.failback if back.region != region),
     )
     return Change(
         kind=kind,
         target=region,
         after=after,
         puts=(("drain", region, {"immediate": immediate, "drill": drill, "hold_s": hold_s}),),
-        deletes=(("failback", region),) if region in now.failback else (),
+        deletes=(("failback", region),) if after.failback != now.failback else (),
         hold_s=hold_s,
     )
 
@@ -63,22 +66,56 @@ def undrain(now: Intents, region: RegionName) -> Change:
     return Change(kind="undrain", target=region, after=after, deletes=(("drain", region),))
 
 
-def failback(now: Intents, region: RegionName) -> Change:
-    """Let a region return now."""
-    if region in now.failback and all(d.region != region for d in now.drains):
+def failback(now: Intents, region: RegionName, stands: Standing, *, past_gates: bool) -> Change:
+    """Let a region return now from the outage it is in; a later one is none of its business.
+
+    `past_gates`: the operator overrides the gates that are closed now. Raises RefusedError for a
+    region that is suspect only: its weight returns by itself, or it fails first.
+    """
+    drained = any(d.region == region for d in now.drains)
+    back = Failback(
+        region=region, since_ms=stands.since_ms, gates=now.closed_gates if past_gates else ()
+    )
+    if not drained and stands.phase is Phase.SUSPECT:
+        raise RefusedError(
+            "failback",
+            f"{region} is suspect, not failed or drained. Its weight returns by itself when the "
+            "suspicion is withdrawn",
+        )
+    if not drained and stands.phase is not Phase.FAILED:
+        returns = stands.phase is Phase.RECOVERING
+        note = "returns by ramp already" if returns else "is neither failed nor drained"
+        return Change(
+            kind="failback", target=region, after=now, note=f"{region} {note}; nothing changed"
+        )
+    if not drained and back in now.failback:
         return Change(kind="failback", target=region, after=now)
+    others = (one for one in now.failback if one.region != region)
     after = replace(
         now,
         drains=tuple(d for d in now.drains if d.region != region),
-        failback=tuple(sorted({*now.failback, region})),
+        failback=tuple(sorted((*others, back), key=lambda one: one.region)),
     )
     return Change(
         kind="failback",
         target=region,
         after=after,
-        puts=(("failback", region, {}),),
-        deletes=(("drain", region),) if any(d.region == region for d in now.drains) else (),
+        puts=(("failback", region, {"since_ms": back.since_ms, "gates": list(back.gates)}),),
+        deletes=(("drain", region),) if drained else (),
     )
+
+
+def abort(now: Intents, region: RegionName, *, over: bool) -> Change:
+    """Take a failback back: the region leaves again and is drained, so that nothing but an operator
+    or the drain's end brings it back. One that is over is left alone."""
+    if over:
+        return Change(
+            kind="drain",
+            target=region,
+            after=now,
+            note=f"the failback of {region} is over; nothing changed",
+        )
+    return drain(now, region, "drain")
 
 
 def freeze(now: Intents, reason: str) -> Change:

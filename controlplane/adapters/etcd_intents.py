@@ -9,7 +9,8 @@ Intents are JSON: `reason`, `by`, `at`, `expires_at` (RFC 3339), and by kind
 - drain/<region>: `immediate`, `drill`
 - override/<channel>: `weights` {region: bp}
 - readiness/<region>: `lag_ms`; it asks for nothing, and is no change of what others decided on
-- freeze/all, failback/<region>, gate/<name>: nothing more
+- failback/<region>: `since_ms` of the outage it ends (attentive ms), `gates` it overrides
+- freeze/all, gate/<name>: nothing more
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from controlplane.adapters.etcd_keys import Keys
 from controlplane.clock import Clock, rfc3339
 from controlplane.model.errors import InvalidInputError, RefusedError, ReusedRequestIdError
 from controlplane.model.ids import FULL_BP, ChannelName, RegionName, valid_name
-from controlplane.model.intents import Drain, Freeze, Intents, Override, Readiness
+from controlplane.model.intents import Drain, Failback, Freeze, Intents, Override, Readiness
 from controlplane.ports import Compare, Delete, Get, KeyValue, KeyValueStore, Put
 
 log = structlog.get_logger(__name__)
@@ -174,7 +175,7 @@ def parse_intents(keys: Keys, values: Mapping[bytes, bytes]) -> Intents:
     drains: list[Drain] = []
     overrides: list[Override] = []
     freeze: Freeze | None = None
-    failback: list[RegionName] = []
+    failback: list[Failback] = []
     gates: list[str] = []
     readiness: list[Readiness] = []
     for key in sorted(values):
@@ -197,7 +198,13 @@ def parse_intents(keys: Keys, values: Mapping[bytes, bytes]) -> Intents:
             elif kind == "freeze":
                 freeze = Freeze(reason=reason, by=by)
             elif kind == "failback":
-                failback.append(RegionName(name))
+                failback.append(
+                    Failback(
+                        region=RegionName(name),
+                        since_ms=int(body["since_ms"]),
+                        gates=tuple(str(gate) for gate in body.get("gates", ())),
+                    )
+                )
             elif kind == "gate":
                 gates.append(name)
             elif kind == "readiness":

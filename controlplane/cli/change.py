@@ -238,7 +238,8 @@ def _show(operation: Any, fmt: Format, *, effect: bool = True) -> None:
         _show_effect(operation)
     target = f" {operation.target}" if operation.target else ""
     if operation.validate_only:
-        seen = "already so" if operation.effect.unchanged else "dry run, nothing was changed"
+        unchanged = operation.effect.unchanged
+        seen = (unchanged and operation.message) or "dry run, nothing was changed"
         say(f"{operation.kind}{target}: {seen}")
         return
     took = (

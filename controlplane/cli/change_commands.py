@@ -75,13 +75,18 @@ def _command(name: str, told: str, *own: Parameter) -> Callable[..., None]:
     return command
 
 
-drain = _command("drain", "Take a region out of service gradually.", REGION, FOR, RULES, LOCAL)
+drain = _command(
+    "drain", "Take a region out of service: no new payment goes there, those under way finish.",
+    REGION, FOR, RULES, LOCAL,
+)  # fmt: skip
 undrain = _command("undrain", "End a drain; the region returns by ramp.", REGION, RULES, LOCAL)
 failover = _command(
-    "failover", "Move all traffic off a region at once.", FROM, FOR, RULES, LOCAL
+    "failover", "Move all traffic off a region and fence it, timed as a failover.",
+    FROM, FOR, RULES, LOCAL,
 )  # fmt: skip
 failback = _command(
-    "failback", "Let a failed or drained region return now, by ramp.", REGION, RULES
+    "failback", "Let a failed or drained region return now, by ramp; weir drain aborts it.",
+    REGION, RULES,
 )  # fmt: skip
 freeze = _command("freeze", "Forbid automatic change of the plan.", FOR)
 unfreeze = _command("unfreeze", "Allow automatic change again.")

@@ -6,10 +6,10 @@
 import { byId, duration, h, icon, percent, say, sentence } from "./dom.js";
 
 const TEXT = {
-  DrainRegion: ["Drain", "Takes the region out of service gradually, by steps.", "region"],
+  DrainRegion: ["Drain", "Takes the region out of service: no new payment goes there, those under way finish.", "region"],
   UndrainRegion: ["Undrain", "Ends the drain; the region returns by ramp.", "region"],
-  StartFailover: ["Fail over from", "Moves all traffic off the region at once.", "from_region"],
-  StartFailback: ["Fail back to", "Lets the region return now, by ramp.", "region"],
+  StartFailover: ["Fail over from", "Moves all traffic off the region and fences it, timed as a failover.", "from_region"],
+  StartFailback: ["Fail back to", "Lets the region return now, by ramp. Drain aborts it.", "region"],
   Freeze: ["Freeze", "Forbids every automatic change of the plan. A dead region still loses its payments.", ""],
   Unfreeze: ["Unfreeze", "Allows automatic change again.", ""],
   SetOverride: ["Override", "Fixes this channel's weights until the override expires.", "channel"],

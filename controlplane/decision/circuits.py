@@ -184,7 +184,8 @@ def _trips(tick: _Tick, tested: Tested, live: frozenset[RegionName]) -> None:
         )
         if breaker.state is not Breaker.CLOSED:
             continue
-        _trip(tick, key, breaker, _cause(tick.columns, cell), live)
+        cause = _cause(tick.columns, cell, tested, place, tick.world.topology.policy.slow_factor)
+        _trip(tick, key, breaker, cause, live)
     for key in [k for k, b in tick.breakers.items() if b.withheld]:
         # withheld until the test is calm again
         breaker = tick.breakers[key]
@@ -290,20 +291,23 @@ def _height(tick: _Tick, cell: int) -> float:
     return worse / float(threshold[0])
 
 
-def _cause(columns: Mapping[str, Column], cell: int) -> str:
-    """Say in words why a cell tripped."""
-    calls = max(1.0, float(columns["recent_calls"][cell]))
+def _cause(
+    columns: Mapping[str, Column], cell: int, tested: Tested, place: int, slow_factor: int
+) -> str:
+    """Say in words why a cell tripped: the calls that came last, what is usual, and all evidence as
+    so many bad calls in a row, for the last ones alone may be few."""
+    calls = float(tested.good[place] + tested.bad[place])
     if float(columns["error_sum"][cell]) >= float(columns["slow_sum"][cell]):
-        base = float(columns["error_base"][cell])
-        return (
-            f"errors rose above the usual {base:.1%}, "
-            f"{float(columns['error_sum'][cell]):.0f} nats of evidence"
-        )
-    mean_ms = 2.0 ** (float(columns["recent_latency"][cell]) / calls / 4.0)
-    usual_ms = 2.0 ** (float(columns["latency_base"][cell]) / 4.0)
+        what, bad, name = "failed", float(tested.bad[place]), "error"
+    else:
+        limit_ms = slow_factor * 2.0 ** (float(columns["latency_base"][cell]) / 4.0)
+        what, bad, name = f"took over {limit_ms:.0f} ms", float(tested.slow[place]), "slow"
+    base = columns[f"{name}_base"][cell : cell + 1]
+    nats = float(columns[f"{name}_sum"][cell])
+    row = math.ceil(nats / float(ratios(base)[0][0]))
     return (
-        f"more calls are slow than usual (mean {mean_ms:.0f} ms of late, {usual_ms:.0f} ms usual), "
-        f"{float(columns['slow_sum'][cell]):.0f} nats of evidence"
+        f"{bad:.0f} of the last {max(calls, bad):.0f} calls {what}, usually {float(base[0]):.1%}; "
+        f"{nats:.0f} nats of evidence, as much as {row} in a row"
     )
 
 

@@ -50,7 +50,7 @@ def _out(region: RegionMemory) -> bool:
 
 
 def _begins(region: RegionMemory, now_ms: int) -> bool:
-    return region.since_ms == now_ms
+    return region.suspect_ms == now_ms
 
 
 def _open(name: str, region_name: RegionName, region: RegionMemory) -> FailoverRecord:

@@ -4,7 +4,7 @@
     suspect    --clear----> healthy     (or back into the ramp it was torn from)
     suspect    --fail-----> failed      fenced, held down
     failed     --ready----> recovering  after 30 s of good evidence, gates open, damping over
-    recovering --ramped---> healthy     after 1, 5, 25, 70 % of its share
+    recovering --ramped---> healthy     after 1, 5, 25, 70 and 100 % of its share
     recovering --suspect--> suspect
     any        --order----> failed      the operator said so
 
@@ -15,6 +15,7 @@ Rules
 - While frozen or when coordination itself is ill, nothing is taken out and nothing returns.
 - A region that comes and goes is kept away for a while (`damping`).
 - A region that is out by order and would fail meanwhile is away on its own account from then on.
+- A region whose drain ends returns by the same steps as one that failed, whatever ended it.
 
 Failure modes. A region that keeps being suspected without failing is moved a few times and then
 kept away by damping; it never flaps for ever.
@@ -35,6 +36,7 @@ from controlplane.decision.transitions import (
     ENTER,
     Turn,
     climb,
+    end_drain,
     fail_while_out,
     order_out,
     stay_suspect,
@@ -83,12 +85,22 @@ def advance(
     intents: Intents,
     removals: Removals,
     events: list[Event],
+    *,
+    undrained: bool,
+    settled: bool,
 ) -> RegionMemory:
-    """Advance one region by one tick; append what happened to `events`."""
+    """Advance one region by one tick; append what happened to `events`.
+
+    `undrained`: its drain has ended since the last plan. `settled`: the weights had arrived then.
+    """
     turn = Turn(name=name, seen=seen, removals=removals, events=events)
     memory = _evidence(memory, turn)
+    if undrained:
+        memory = end_drain(memory, turn)
     order = next((d for d in intents.drains if d.region == name and d.immediate), None)
-    signal, held = signal_of(name, memory, seen, intents, removals, ordered=order is not None)
+    signal, held = signal_of(
+        name, memory, seen, intents, removals, ordered=order is not None, settled=settled
+    )
     if held != memory.held:
         if held:
             turn.say("held", f"{name} is held as it is: {held}", rule=held)

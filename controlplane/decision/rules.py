@@ -65,7 +65,7 @@ class Judged:
     @property
     def returns(self) -> list[RegionName]:
         """Regions that the change lets return anew."""
-        return [name for name in self.intents.failback if name not in self.held.failback]
+        return [back.region for back in self.intents.failback if back not in self.held.failback]
 
 
 def refusals(case: Judged) -> list[Refusal]:

@@ -154,8 +154,18 @@ def _regions(
         hold=hold,
     )
     seen = assess(world, state, views, evidence.leader_region, now_ms)
+    before = {s.name for s in (memory.plan.regions if memory.plan else ()) if s.drained}
     regions = {
-        name: advance(name, memory.regions[name], seen[name], intents, removals, events)
+        name: advance(
+            name,
+            memory.regions[name],
+            seen[name],
+            intents,
+            removals,
+            events,
+            undrained=name in before - drained,
+            settled=memory.settled,
+        )
         for name in state.regions
     }
     return replace(

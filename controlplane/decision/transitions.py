@@ -1,8 +1,8 @@
 """Transitions: what a region's memory becomes when its phase changes, and what is said of it.
 
-One function a phase that is entered (`ENTER`), and four for what happens within one: a suspicion
-moves the weight as soon as it may, a return climbs its steps, an operator's order takes out, and a
-region that is out by order fails. Each takes the memory and the region's `Turn`.
+One function a phase that is entered (`ENTER`), and five for what happens within one: a suspicion
+moves the weight as soon as it may, a return climbs its steps, an operator's order takes out, a
+region that is out by order fails, and a drain ends. Each takes the memory and the region's `Turn`.
 """
 
 from __future__ import annotations
@@ -139,12 +139,24 @@ def order_out(memory: RegionMemory, turn: Turn, order: Drain) -> RegionMemory:
 def fail_while_out(memory: RegionMemory, turn: Turn) -> RegionMemory:
     """Note that a region which is out by order would have failed.
 
-    From now on it is away on its own account, and returns by the rules for those.
+    From now on it is away on its own account, and returns by the rules for those: this is another
+    outage than the one that was ordered.
     """
     seen = turn.seen
     text = f"{turn.name} is out by order and fails: {seen.cause}"
     turn.say("region_unfit", text, Severity.WARNING, kind=seen.kind)
-    return turn.punish(replace(memory, kind=seen.kind, cause=seen.cause), turn.policy.flap_penalty)
+    memory = replace(memory, since_ms=turn.now_ms, kind=seen.kind, cause=seen.cause)
+    return turn.punish(memory, turn.policy.flap_penalty)
+
+
+def end_drain(memory: RegionMemory, turn: Turn) -> RegionMemory:
+    """Bring a region back whose drain has ended: it is as cold as one that failed, so it takes the
+    same steps."""
+    if memory.phase is Phase.FAILED:
+        return memory  # away on its own account as well: it returns by the rules for those
+    if memory.phase is Phase.SUSPECT:
+        return replace(memory, ramp=0, ramp_ms=turn.now_ms)
+    return _enter_recovering(memory, turn)
 
 
 def _enter_recovering(memory: RegionMemory, turn: Turn) -> RegionMemory:
@@ -175,10 +187,15 @@ def _return(memory: RegionMemory, turn: Turn, *, ramp: int) -> RegionMemory:
 
 
 def climb(memory: RegionMemory, turn: Turn) -> RegionMemory:
-    """Take the next step of the return when the present one has been quiet long enough."""
+    """Take the next step of the return when the present one has been quiet long enough.
+
+    While nothing may change, weights stand still and no step's time passes.
+    """
     policy, now_ms = turn.policy, turn.now_ms
+    if turn.removals.hold:
+        return replace(memory, ramp_ms=now_ms)
     early = now_ms - memory.ramp_ms < policy.ramp_step_ms
-    if turn.removals.hold or not turn.seen.clear or early:
+    if not turn.seen.clear or early or memory.ramp >= len(policy.ramp_bp):
         return memory
     ramp = memory.ramp + 1
     if ramp < len(policy.ramp_bp):

@@ -1,9 +1,9 @@
 """What if: the plan that other intents would lead to, by the very step that would carry them out.
 
 The step is run ahead in virtual ticks with the present evidence standing still (nothing new is
-counted, nobody grows older), until the weights have arrived and no region is on its way back, or
-`TICKS_MAX` have passed. Nothing is estimated by a second formula that could disagree with the
-first.
+counted, nobody grows older), until the weights have arrived and no region is called back or on its
+way, or `TICKS_MAX` have passed. Nothing is estimated by a second formula that could disagree with
+the first.
 
 Safety rules (`decision.rules`) look at where that leads.
 """
@@ -110,7 +110,10 @@ def _settle(topology: Topology, state: State, evidence: Evidence, intents: Inten
         result = step(topology, state, still, intents, now_ms)
         state, plan = result.state, result.plan
         returning = any(
-            r.phase is Phase.RECOVERING or r.ramp >= 0 for r in state.memory.regions.values()
+            r.phase is Phase.RECOVERING
+            or r.ramp >= 0
+            or (r.phase is Phase.FAILED and intents.recall(name, r.since_ms))
+            for name, r in state.memory.regions.items()
         )
         if state.memory.settled and not returning:
             break

@@ -42,6 +42,18 @@ class Freeze:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failback:
+    """An earlier return of a region from the one outage that began at `since_ms` (attentive ms).
+
+    `gates` are closed gates that the operator overrode for this return.
+    """
+
+    region: RegionName
+    since_ms: int
+    gates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
     """How far the replication of a region lags, as somebody says who knows; counts until
     `until_ms` (wall ms)."""
@@ -57,17 +69,24 @@ class Readiness:
 class Intents:
     """Everything asked for and not yet expired, sorted by region and by channel.
 
-    `failback` lists regions for which an operator allows an earlier return; `closed_gates` names
-    gates (for example an unclean reconciliation) that forbid automatic failback. `readiness` asks
-    for nothing: it is what the rules are told of regions.
+    `closed_gates` names gates (for example an unclean reconciliation) that forbid failback.
+    `readiness` asks for nothing: it is what the rules are told of regions.
     """
 
     drains: tuple[Drain, ...] = ()
     overrides: tuple[Override, ...] = ()
     freeze: Freeze | None = None
-    failback: tuple[RegionName, ...] = ()
+    failback: tuple[Failback, ...] = ()
     closed_gates: tuple[str, ...] = ()
     readiness: tuple[Readiness, ...] = ()
+
+    def recall(self, region: RegionName, since_ms: int) -> Failback | None:
+        """Return the failback that was given for a region's outage since `since_ms`; one that was
+        given for an earlier outage is over, however long it is kept."""
+        return next(
+            (back for back in self.failback if (back.region, back.since_ms) == (region, since_ms)),
+            None,
+        )
 
     def told_lag_ms(self, region: RegionName) -> int | None:
         """Return the replication lag that was told of a region; None when nobody did."""

@@ -101,6 +101,15 @@ class RegionStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where a region stands by the decision's own clock (attentive ms), which names its outage; a
+    plan that was read back has wall times instead."""
+
+    phase: Phase
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerStatus:
     """What the plan says of one cell; times in attentive time."""
 

@@ -6,8 +6,9 @@ have applied it. So any replica can tell, and no leader change can lose it.
 An operation is `accepted` until a plan carries it (`committed`), and `converged` once that plan is
 applied everywhere. It is `completed` when also
 - drain, failover, drill: the region's weights are 0;
-- undrain, failback: the region is healthy again;
+- undrain, failback: the region is healthy again, which is when its ramp has ended;
 - freeze, unfreeze, override, clear_override: at once.
+A return has `failed` when the region fails again meanwhile: what was asked for that outage is over.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from controlplane.model.ids import ChannelName, Epoch, RegionName
-from controlplane.model.plan import Phase, Plan
+from controlplane.model.plan import Phase, Plan, RegionStatus
 
 LEAVE = frozenset({"drain", "failover", "drill"})
 RETURN = frozenset({"undrain", "failback"})
@@ -61,12 +62,13 @@ def progress(
             epoch=plan.epoch,
             message=f"{target} still carries up to {most / 100:g} % of a channel",
         )
-    if kind in RETURN and _phase(plan, target) is not Phase.HEALTHY:
+    if kind in RETURN and (status := _status(plan, target)).phase is not Phase.HEALTHY:
+        again = status.phase is Phase.FAILED and _wall_ms(plan, status) > accepted_ms
         return Progress(
-            stage="converged",
-            done=False,
+            stage="failed" if again else "converged",
+            done=again,
             epoch=plan.epoch,
-            message=f"{target} is {_phase(plan, target)}: it returns by ramp when it is healthy",
+            message=_on_its_way(plan, status, again=again),
         )
     return Progress(stage="completed", done=True, epoch=plan.epoch, message="applied everywhere")
 
@@ -85,5 +87,22 @@ def _in_plan(
     return plan.committed_at_ms >= accepted_ms
 
 
-def _phase(plan: Plan, region: str) -> Phase:
-    return next((s.phase for s in plan.regions if s.name == region), Phase.HEALTHY)
+def _status(plan: Plan, region: str) -> RegionStatus:
+    name = RegionName(region)
+    return next((s for s in plan.regions if s.name == name), RegionStatus(name=name))
+
+
+def _wall_ms(plan: Plan, status: RegionStatus) -> int:
+    """Return since when a status holds, in wall ms."""
+    return plan.committed_at_ms - plan.decided_at_ms + status.since_ms
+
+
+def _on_its_way(plan: Plan, status: RegionStatus, *, again: bool) -> str:
+    name = status.name
+    if again:
+        return f"{name} failed again ({status.cause}): this return is over, ask anew"
+    if status.phase is Phase.RECOVERING:
+        most = max(route.weight(name) for route in plan.routes)
+        text = f"{name} returns by ramp, now with up to {most / 100:g} % of a channel"
+        return f"{text}; to abort: weir drain {name}"
+    return f"{name} is {status.phase}: it returns by ramp once its evidence is good"

@@ -8,7 +8,7 @@ back from its bytes. A plan that breaks an invariant ends the run: that is what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -33,12 +33,17 @@ STRETCH_TICKS: Final = 86_400
 """Ticks drawn at once: twelve hours."""
 
 
+Asked = Intents | Callable[[State], Intents]
+"""What operators ask for, or how they ask when they see the state of that moment."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
-    """One tick of a run: virtual time, what was known, what was decided, and who led."""
+    """One tick of a run: virtual time, what was known and asked, what was decided, and who led."""
 
     at_ms: int
     evidence: Evidence
+    intents: Intents
     step: Step
     leader: RegionName
 
@@ -96,7 +101,7 @@ class Simulation:
         leader: RegionName | None = None,
         with_payments: bool = True,
         base_error: float = 0.01,
-        intents: Sequence[tuple[int, Intents]] = (),
+        intents: Sequence[tuple[int, Asked]] = (),
         state: State | None = None,
     ) -> None:
         self.topology = topology
@@ -164,10 +169,8 @@ class Simulation:
             highest_epoch=self._epochs[-1],
             gains=gains,
         )
-        topology = self._topology(at_ms)
-        decided = step(
-            topology, leader.state, evidence, self._intents(at_ms), at_ms + self._clock_ms
-        )
+        topology, intents = self._topology(at_ms), self._intents(at_ms)
+        decided = step(topology, leader.state, evidence, intents, at_ms + self._clock_ms)
         leader.state = decided.state
         plan = decided.plan
         before = self.previous
@@ -176,7 +179,13 @@ class Simulation:
                 raise Alarm(f"at {at_ms} ms: {violations[0]}")
             self.previous = plan
         self._epochs = [*self._epochs[-2:], plan.epoch]
-        return Tick(at_ms=at_ms, evidence=evidence, step=decided, leader=self.names[leader.region])
+        return Tick(
+            at_ms=at_ms,
+            evidence=evidence,
+            intents=intents,
+            step=decided,
+            leader=self.names[leader.region],
+        )
 
     def _dead(self, region: int, at_ms: int) -> bool:
         name = self.names[region]
@@ -209,9 +218,10 @@ class Simulation:
 
     def _intents(self, at_ms: int) -> Intents:
         current = NO_INTENTS
-        for since_ms, intents in self.intents:
+        for place, (since_ms, asked) in enumerate(self.intents):
             if at_ms >= since_ms:
-                current = intents
+                current = asked(self.leader.state) if callable(asked) else asked
+                self.intents[place] = since_ms, current
         return current
 
     def _topology(self, at_ms: int) -> Topology:

@@ -203,7 +203,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DrainRegion(self, request, context):
-        """Takes a region out of service gradually. Asking again for what already holds changes nothing.
+        """Takes a region out of service: no new payment goes there, those under way finish. Asking again for what already
+        holds changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,14 +218,15 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StartFailover(self, request, context):
-        """Moves all traffic off a region at once.
+        """Moves all traffic off a region and fences it, timed as a failover.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartFailback(self, request, context):
-        """Lets a failed or drained region return now, by ramp; ends a drain.
+        """Lets a failed or drained region return now, by ramp; ends a drain. Holds for the outage that the region is in and
+        for no later one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -288,7 +290,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelOperation(self, request, context):
-        """Takes back what an operation asked for, as far as that is still possible.
+        """Takes back what an operation asked for, as far as that is still possible. A failback under way is aborted by a drain
+        of the region; one that is over is left alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -13,7 +13,8 @@ from controlplane.model.intents import NO_INTENTS, Drain, Freeze, Intents, Overr
 from controlplane.model.plan import Breaker, Phase
 from controlplane.simulation.demo import demo_topology
 from controlplane.simulation.faults import Fault, Noise
-from controlplane.simulation.run import Simulation
+from controlplane.simulation.run import Asked, Simulation
+from tests.sim.worlds import called_back
 
 REGIONS = ("east", "north", "south")
 TOPOLOGY = demo_topology()
@@ -22,6 +23,7 @@ QUICK = demo_topology(
     replace(TOPOLOGY.policy, hold_down_ms=4000, ramp_step_ms=1500, breaker_open_ms=2000)
 )
 END_MS = 60_000
+GATE = Intents(closed_gates=("reconciliation",))
 WEATHER = Noise(between_ms=20_000, burst_ms=4000, pause_between_ms=40_000)
 
 
@@ -30,7 +32,7 @@ class Episode:
     """One world: faults, operators' wishes, weather, seed and first leader."""
 
     faults: tuple[Fault, ...]
-    intents: tuple[tuple[int, Intents], ...]
+    intents: tuple[tuple[int, Asked], ...]
     noise: Noise
     seed: int
     leader: str
@@ -86,7 +88,10 @@ wishes = st.sampled_from(
                 Override(channel="alipay", weights=(("east", 0), ("north", 10_000)), reason="test"),
             )
         ),
-        Intents(closed_gates=("reconciliation",)),
+        GATE,
+        called_back("east"),
+        called_back("east", intents=GATE),
+        called_back("east", gates=GATE.closed_gates, intents=GATE),
     ]
 )
 episodes = st.builds(
@@ -107,6 +112,7 @@ class Invariants:
     def __init__(self, topology=QUICK):
         self.topology = topology
         self.before = None
+        self.memory = None
         self.phases = set()
         self.breakers = set()
 
@@ -120,7 +126,21 @@ class Invariants:
         if self.before is not None:
             assert newer == (content(plan) != content(self.before))
             self._steps(plan, self.before)
-        self.before = plan
+            self._returns(tick, self.before)
+        self.before, self.memory = plan, tick.step.state.memory
+
+    def _returns(self, tick, before):
+        """Nobody returns through a gate or before its time unless called back from this outage; a
+        drained region returns by ramp."""
+        policy, now_ms = self.topology.policy, tick.step.state.memory.now_ms
+        for new, old in zip(tick.step.plan.regions, before.regions, strict=True):
+            held = self.memory.regions[old.name]
+            assert not (old.drained and not new.drained and new.phase is Phase.HEALTHY)
+            if old.phase is Phase.FAILED and new.phase is Phase.RECOVERING:
+                recall = tick.intents.recall(old.name, held.since_ms)
+                passed = recall.gates if recall else ()
+                assert set(tick.intents.closed_gates) <= set(passed)
+                assert recall or now_ms - held.clear_ms >= policy.hold_down_ms
 
     def _steps(self, plan, before):
         """Weights move by steps unless a region or cell may carry nothing, or somebody asked."""

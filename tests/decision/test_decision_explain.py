@@ -58,9 +58,22 @@ def test_an_open_breaker_is_explained_with_its_evidence():
     decided = last([fault], 8000, with_payments=True)
     cell = texts(decided, "alipay", "cell")[0]
     assert cell.startswith("east breaker open: ")
-    assert "errors rose above the usual" in cell
+    assert re.search(r"\d+ of the last \d+ calls failed, usually \d+\.\d%; \d+ nats", cell)
     steps = explain(TOPOLOGY, decided.state, decided.plan, "alipay")
     by_rule = {step.rule: dict(step.weights) for step in steps if step.weights}
     assert by_rule["base_share"]["east"] == 7000
     assert by_rule["breaker"]["east"] == 0
     assert by_rule["plan"]["east"] == 0
+
+
+def test_slow_calls_are_counted_in_the_reason():
+    """Calls take eight times as long from now on: the reason names how many of the last calls were
+    over the limit and what is usual, and no mean over a time when all was well."""
+    fault = Fault(kind="slow", region="east", channel="alipay", rate=8.0, start_ms=5000)
+    decided = last([fault], 8000, with_payments=True)
+    cell = texts(decided, "alipay", "cell")[0]
+    said = re.search(r"(\d+) of the last (\d+) calls took over (\d+) ms, usually (\d+\.\d)%", cell)
+    assert said, cell
+    slow, calls, _, usual = (float(part) for part in said.groups())
+    assert slow / calls > 5 * usual / 100
+    assert "mean" not in cell

@@ -14,13 +14,14 @@ from controlplane.model.intents import NO_INTENTS, Freeze, Intents
 from controlplane.simulation.demo import demo_topology
 from controlplane.simulation.faults import Fault
 from controlplane.simulation.run import Simulation
+from tests.sim.worlds import called_back
 
 TOPOLOGY = demo_topology()
 
 
 @pytest.fixture(scope="module")
 def recorded():
-    """A minute with a crash, a grey channel, a freeze, a takeover and a smaller topology."""
+    """A minute with a crash, a failback, a grey channel, a freeze, a takeover and a smaller topology."""
     lines = []
     state = State.initial(TOPOLOGY)
     writer = DecisionLog(TOPOLOGY, NO_INTENTS, state)
@@ -40,7 +41,10 @@ def recorded():
                 Fault(kind="errors", region="north", channel="alipay", start_ms=8000, rate=0.4),
             ],
             duration_ms=60_000,
-            intents=[(45_000, Intents(freeze=Freeze(reason="audit")))],
+            intents=[
+                (41_000, called_back("east")),
+                (50_000, Intents(freeze=Freeze(reason="audit"))),
+            ],
         ).run()
     smaller = replace(TOPOLOGY, channels=TOPOLOGY.channels[:3])
     for i, (evidence, intents, now_ms) in enumerate(inputs):

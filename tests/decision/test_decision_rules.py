@@ -10,11 +10,20 @@ from controlplane.decision.rules import HOUR_MS, Judged, refusals
 from controlplane.decision.state import State
 from controlplane.model.evidence import Evidence, RegionEvidence
 from controlplane.model.ids import Epoch, RegionName
-from controlplane.model.intents import NO_INTENTS, Drain, Freeze, Intents, Override, Readiness
+from controlplane.model.intents import (
+    NO_INTENTS,
+    Drain,
+    Failback,
+    Freeze,
+    Intents,
+    Override,
+    Readiness,
+)
 from controlplane.model.plan import Phase, Plan, RegionStatus, Route, Verdict
 from controlplane.model.topology import Policy
 from controlplane.simulation.demo import EAST, NORTH, SOUTH, demo_topology
 
+CALLED = Failback(region=EAST, since_ms=0)
 OUT = Intents(drains=(Drain(region=EAST, reason="test"),))
 
 
@@ -117,7 +126,7 @@ def test_regions_that_get_no_more_are_not_asked():
     """South keeps its share: nobody asks for its lag; a failback asks for its own region's."""
     policy = Policy(ready_lag_max_ms=10_000)
     assert all("south" not in line for line in judged(policy, lag_s=60))
-    back = replace(NO_INTENTS, failback=(SOUTH,))
+    back = replace(NO_INTENTS, failback=(Failback(region=SOUTH, since_ms=0),))
     assert any("south" in line for line in judged(policy, intents=back))
 
 
@@ -161,7 +170,7 @@ FIXED = Override(channel="alipay", weights=((EAST, 7000), (NORTH, 3000)), reason
 
 
 @pytest.mark.parametrize(
-    "held", [replace(NO_INTENTS, failback=(EAST,)), Intents(overrides=(FIXED,))]
+    "held", [replace(NO_INTENTS, failback=(CALLED,)), Intents(overrides=(FIXED,))]
 )
 def test_what_holds_already_refuses_nothing_else(held: Intents) -> None:
     """A failback or an override of East stands when East dies: asked for anew it would be refused,
@@ -174,7 +183,7 @@ def test_what_holds_already_refuses_nothing_else(held: Intents) -> None:
 def test_a_failed_region_may_be_called_back_once_its_evidence_is_good() -> None:
     """It stays in the phase failed for its hold-down; the refusal's remedy, good evidence, is enough
     for the order to be taken."""
-    back = replace(NO_INTENTS, failback=(EAST,))
+    back = replace(NO_INTENTS, failback=(CALLED,))
     assert "target_ready" in east_failed(back, NO_INTENTS)
     assert "target_ready" not in east_failed(back, NO_INTENTS, clear_ms=1_000)
 

@@ -25,7 +25,7 @@ from controlplane.model.errors import (
     ReusedRequestIdError,
 )
 from controlplane.model.ids import ChannelName, Epoch, RegionName
-from controlplane.model.intents import Drain, Freeze, Override
+from controlplane.model.intents import Drain, Failback, Freeze, Override
 from controlplane.model.plan import Event, FailoverRecord, Plan, Route, Severity
 from controlplane.ports import Beat, Compare, Leadership, Put
 from tests.support.etcd import *  # noqa: F403 - fixtures
@@ -236,7 +236,10 @@ async def test_intents_are_read_expire_and_are_refused_when_they_make_no_sense(
             "override", "bad", reason="r", by="me", ttl_s=60, weights={"x": 1}
         ),
         await intents.intent_put("freeze", "all", reason="quiet", by="me", ttl_s=60),
-        await intents.intent_put("failback", "north", reason="r", by="me", ttl_s=60),
+        await intents.intent_put(
+            "failback", "north", reason="r", by="me", ttl_s=60, since_ms=7, gates=["audit"]
+        ),
+        await intents.intent_put("failback", "south", reason="of no outage", by="me", ttl_s=60),
         await intents.intent_put("gate", "reconciliation", reason="r", by="me", ttl_s=60),
     ]
     assert not (await intents.apply("r1", puts, b"done")).repeated
@@ -247,7 +250,8 @@ async def test_intents_are_read_expire_and_are_refused_when_they_make_no_sense(
         Override(channel=ChannelName("alipay"), weights=half, reason="r", by="me"),
     )
     assert found.freeze == Freeze(reason="quiet", by="me")
-    assert (found.failback, found.closed_gates) == (("north",), ("reconciliation",))
+    assert found.failback == (Failback(region="north", since_ms=7, gates=("audit",)),)
+    assert found.closed_gates == ("reconciliation",)
     await kv.revoke_lease(puts[0].lease)
     assert (await store.intents()).drains == ()
     with pytest.raises(InvalidInputError):

@@ -1,6 +1,7 @@
 """What must hold of regions and weights, each as a function that says whether it does."""
 
 import itertools
+from dataclasses import replace
 
 from controlplane.decision import (
     step,
@@ -10,11 +11,13 @@ from controlplane.decision.state import State
 from controlplane.model.audit import check
 from controlplane.model.errors import Alarm
 from controlplane.model.evidence import Evidence
-from controlplane.model.intents import Drain, Freeze, Intents, Override
+from controlplane.model.intents import NO_INTENTS, Drain, Freeze, Intents, Override
 from controlplane.simulation.faults import Fault, Noise
 from controlplane.simulation.run import Simulation
 from controlplane.simulation.scenarios import flapping
 from tests.sim import worlds
+
+GATE = Intents(closed_gates=("reconciliation",))
 
 
 def liar_is_void():
@@ -123,6 +126,91 @@ def a_closed_gate_keeps_a_region_out():
     faults = [Fault(kind="crash", region="east", start_ms=10_000, end_ms=20_000)]
     gates = [(0, Intents(closed_gates=("reconciliation",)))]
     return worlds.run(faults, intents=gates, duration_ms=70_000).count("region_recovering") == 0
+
+
+def a_failback_is_for_one_outage():
+    """East flaps. An operator calls it back in its first quiet: it returns then, and after its next
+    failure it is held down as ever."""
+    result = worlds.run(
+        flapping("east", 20_000, 20_000, 300_000),
+        intents=[(56_000, worlds.called_back("east"))],
+        duration_ms=340_000,
+    )
+    assert 56_000 <= result.first("region_recovering") <= 60_000
+    return result.count("region_recovering") == 1
+
+
+def a_failback_ends_when_what_was_ordered_out_dies():
+    """East is out by order, is called back and turns out to be dead: held down as any dead one."""
+    order = Intents(drains=(Drain(region="east", reason="x", immediate=True),))
+    faults = [Fault(kind="crash", region="east", start_ms=16_000, end_ms=30_000)]
+    asked = [(10_000, order), (20_000, worlds.called_back("east"))]
+    back_ms = worlds.run(faults, intents=asked, duration_ms=65_000).first("region_recovering")
+    return back_ms is not None and back_ms >= 60_000
+
+
+def a_closed_gate_holds_a_failback():
+    """East is well again and called back, reconciliation is not done: it does not return."""
+    faults = [Fault(kind="crash", region="east", start_ms=10_000, end_ms=20_000)]
+    asked = [(0, GATE), (30_000, worlds.called_back("east", intents=GATE))]
+    return worlds.run(faults, intents=asked, duration_ms=70_000).count("region_recovering") == 0
+
+
+def a_gate_is_overridden_for_one_return():
+    """East is called back past the closed gate and returns; after its next failure it does not."""
+    faults = [
+        Fault(kind="crash", region="east", start_ms=10_000, end_ms=20_000),
+        Fault(kind="crash", region="east", start_ms=45_000, end_ms=55_000),
+    ]
+    back = worlds.called_back("east", gates=GATE.closed_gates, intents=GATE)
+    result = worlds.run(faults, intents=[(0, GATE), (30_000, back)], duration_ms=120_000)
+    assert 30_000 <= result.first("region_recovering") <= 34_000
+    return result.count("region_recovering") == 1
+
+
+def only_gates_that_were_overridden_are_passed():
+    """The override was of one gate; another one is closed too and holds the return."""
+    faults = [Fault(kind="crash", region="east", start_ms=10_000, end_ms=20_000)]
+    gates = Intents(closed_gates=("audit", "reconciliation"))
+    back = worlds.called_back("east", gates=GATE.closed_gates, intents=gates)
+    result = worlds.run(faults, intents=[(0, gates), (30_000, back)], duration_ms=70_000)
+    return result.count("region_recovering") == 0
+
+
+def a_drained_region_returns_by_ramp():
+    """East is drained for 20 s: it carries 1 % and 5 % of its share for ten seconds each."""
+    drained = Intents(drains=(Drain(region="east", reason="x"),))
+    result = worlds.run([], intents=[(10_000, drained), (30_000, NO_INTENTS)])
+    first = [row[0] for at, row in result.weights if 30_000 <= at < 40_000]
+    second = [row[0] for at, row in result.weights if 40_000 <= at < 50_000]
+    return max(first) == 70 and 70 < max(second) <= 350
+
+
+def a_region_is_healthy_when_its_weight_has_arrived():
+    """East is drained for 10 s: it is called healthy no sooner than it carries its whole share, also
+    when the steps of its return are shorter than the way of the weights."""
+    drained = Intents(drains=(Drain(region="east", reason="x"),))
+    world = Simulation(
+        worlds.policy(ramp_step_ms=1000), duration_ms=60_000, with_payments=False, leader="south",
+        intents=[(10_000, drained), (20_000, NO_INTENTS)],
+    )  # fmt: skip
+    result = world.run()
+    healthy_ms = result.first("region_healthy")
+    return [row[0] for at, row in result.weights if at <= healthy_ms][-1] == 7000
+
+
+def a_frozen_return_takes_no_step():
+    """East's drain ends while all is frozen: nothing moves, and then the first step lasts its time."""
+    drained = Intents(drains=(Drain(region="east", reason="x"),))
+    frozen = Freeze(reason="audit")
+    asked = [
+        (10_000, replace(drained, freeze=frozen)),
+        (20_000, Intents(freeze=frozen)),
+        (50_000, NO_INTENTS),
+    ]
+    result = worlds.run([], intents=asked, duration_ms=58_000)
+    rows = [row[0] for at, row in result.weights if at >= 12_000]
+    return set(rows) == {70}
 
 
 def a_freeze_holds_everything():

@@ -14,12 +14,14 @@ from controlplane.decision import (
     cells,
     circuits,
     detector,
+    phases,
     planning,
     removals,
     signals,
     step,
     votes,
 )
+from controlplane.model.intents import Intents
 from tests.sim import cell_properties as of_cells
 from tests.sim import region_properties as of_regions
 from tests.sim import worlds
@@ -34,18 +36,55 @@ def _without_hold_down(name, memory, intents, caps):
     return RETURN(name, memory, intents, replace(caps, policy=policy_))
 
 
+def _for_any_outage(intents, region, _since_ms):
+    return next((back for back in intents.failback if back.region == region), None)
+
+
+def _unless_called_back(intents, recall):
+    return () if recall else intents.closed_gates
+
+
 def _trip_though_held(tick, *rest):
     tick.hold = False
     TRIP(tick, *rest)
 
 
 RETURN, TRIP, OVERRIDE = signals.return_signal, circuits._trip, planning.override_row
+FAIL_OUT, CLIMB = phases.fail_while_out, phases.climb
 
 
 MUTANTS = [
     (of_regions.quick_suspicions_are_damped, signals, "damped", lambda *_: False),
     (of_regions.a_short_life_is_no_return, signals, "return_signal", _without_hold_down),
     (of_regions.a_closed_gate_keeps_a_region_out, signals, "return_signal", _without_gates),
+    (of_regions.a_failback_is_for_one_outage, Intents, "recall", _for_any_outage),
+    (of_regions.a_gate_is_overridden_for_one_return, Intents, "recall", _for_any_outage),
+    (
+        of_regions.a_failback_ends_when_what_was_ordered_out_dies,
+        phases,
+        "fail_while_out",
+        lambda memory, turn: replace(FAIL_OUT(memory, turn), since_ms=memory.since_ms),
+    ),
+    (of_regions.a_closed_gate_holds_a_failback, signals, "closed_gates", _unless_called_back),
+    (
+        of_regions.only_gates_that_were_overridden_are_passed,
+        signals,
+        "closed_gates",
+        _unless_called_back,
+    ),
+    (of_regions.a_drained_region_returns_by_ramp, phases, "end_drain", lambda memory, _: memory),
+    (
+        of_regions.a_region_is_healthy_when_its_weight_has_arrived,
+        signals,
+        "ramped",
+        lambda memory, caps, **_: memory.ramp >= len(caps.policy.ramp_bp),
+    ),
+    (
+        of_regions.a_frozen_return_takes_no_step,
+        phases,
+        "climb",
+        lambda memory, turn: memory if turn.removals.hold else CLIMB(memory, turn),
+    ),
     (of_regions.a_freeze_holds_everything, removals.Removals, "refusal", lambda *_, **__: ""),
     (of_cells.a_freeze_opens_no_breaker, circuits, "_trip", _trip_though_held),
     (of_regions.a_leader_that_hears_nobody_resigns, step, "leader_cut_off", lambda *_: False),

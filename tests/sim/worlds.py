@@ -7,7 +7,7 @@ from controlplane.decision import (
 )
 from controlplane.decision.state import State
 from controlplane.model.evidence import CellCounters, Evidence, Outcomes, RegionEvidence
-from controlplane.model.intents import NO_INTENTS
+from controlplane.model.intents import NO_INTENTS, Failback
 from controlplane.simulation.demo import demo_topology
 from controlplane.simulation.run import Simulation
 
@@ -17,6 +17,17 @@ TOPOLOGY = demo_topology()
 def policy(**changes):
     """The demo under another policy."""
     return replace(TOPOLOGY, policy=replace(TOPOLOGY.policy, **changes))
+
+
+def called_back(region, *, gates=(), intents=NO_INTENTS):
+    """An operator calls a region back from the outage it is in, past `gates`; `intents` hold too."""
+
+    def ask(state):
+        since_ms = state.memory.regions[region].since_ms
+        back = Failback(region=region, since_ms=since_ms, gates=gates)
+        return replace(intents, failback=(back,))
+
+    return ask
 
 
 def run(faults, **options):

@@ -59,7 +59,7 @@ from controlplane.runtime.subscribers import SubscriberRegistry
 from controlplane.runtime.supervisor import keep_running
 from controlplane.runtime.tick import DecisionLoop
 from controlplane.serving import PlanServing
-from controlplane.views import Views
+from controlplane.views import Views, state_known
 from controlplane.wiring import etcd_options, identity, lock_manager
 
 log = structlog.get_logger(__name__)
@@ -81,6 +81,7 @@ class Replica:
         self.draining = Draining(clock, self.rng)
         self.stopping = asyncio.Event()
         self.intents: Intents = NO_INTENTS
+        self.etcd_read_ms: int | None = None
         self.file = PlanFile(config.server.state_dir)
         self.highest_on_disk = Epoch(0)
         self.metrics = Metrics(
@@ -133,7 +134,9 @@ class Replica:
         self.store = EtcdPlanStore(
             self.kv, self.me.cluster, self.clock, budget_ms=self.topology.policy.budget_ms
         )
-        self.journal: Journal[Any, Any] = Journal(self.store, self.clock)
+        self.journal: Journal[Any, Any] = Journal(
+            self.store, self.clock, answers=self._etcd_answers
+        )
         coordination, names = config.coordination, sorted(config.replicas())
         self.elector = Elector(
             key=EtcdLeaderKey(self.kv, self.me.cluster, self.clock),
@@ -180,10 +183,13 @@ class Replica:
             replica=self.me.replica,
             board=self.board,
             topology=lambda: self.topology,
-            coordinated=lambda: self.views.leader().coordinated,
+            coordinated=self._etcd_answers,
             to_data_planes=lambda plan: self.serving.to_data_planes(plan, confirmed=False),
             noted=self.audit,
             clock=self.clock,
+        )
+        self.known = state_known(
+            self.store, self.loop, self.elector, self._etcd_answers, self.clock
         )
         self.views = Views(
             me=self.me,
@@ -199,6 +205,9 @@ class Replica:
             intents=lambda: self.intents,
             local=self.local,
             drills=lambda: self.upkeep.drills,
+            known=self.known,
+            etcd_read_ms=lambda: self.etcd_read_ms,
+            unwritten=lambda: self.audit.waiting,
         )
         self.locks = lock_manager(
             config,
@@ -268,7 +277,7 @@ class Replica:
                 local=self.local,
                 audit=self.audit,
                 what_if=self.views.local_what_if,
-                coordinated=lambda: self.views.leader().coordinated,
+                coordinated=self._etcd_answers,
                 caller=caller,
                 clock=self.clock,
             ),
@@ -283,6 +292,7 @@ class Replica:
             "save_plan": self.serving.save,
             "follow_intents": self._follow_intents,
             "journal": self.journal.run,
+            "last_known": self.known.run,
             "ads": self.ads.run,
             "operations": self.operations.run,
             "upkeep": self.upkeep.run,
@@ -357,6 +367,9 @@ class Replica:
             confirmed = plan.local is None and self.views.leader().coordinated
             self.serving.to_data_planes(plan, confirmed=confirmed)
 
+    def _etcd_answers(self) -> bool:
+        return self.views.leader().coordinated
+
     # --- what is served -----------------------------------------------------------------------
 
     async def _follow_intents(self) -> None:
@@ -364,6 +377,7 @@ class Replica:
         while True:
             with contextlib.suppress(UnavailableError):
                 self.intents = await self.store.intents()
+                self.etcd_read_ms = self.clock.monotonic_ms()
                 # a linearizable read has just succeeded: the plan in force is confirmed
                 self.ads.confirm()
             await self.clock.sleep_ms(self.topology.policy.tick_ms)

@@ -7,24 +7,32 @@ answers, and without etcd the answer is the last known good.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from controlplane.adapters.admin_ports import EffectView, Refusal
-from controlplane.adapters.admin_service import LeaderView, Reads, VoteView
+import structlog
+
+from controlplane.adapters.admin_ports import (
+    EffectView,
+    Insight,
+    LeaderView,
+    Reads,
+    Refusal,
+    VoteView,
+)
 from controlplane.adapters.planstore import EtcdPlanStore
 from controlplane.adapters.wire import unix_ms
 from controlplane.clock import Clock
 from controlplane.config import WeirConfig
 from controlplane.decision import rules
-from controlplane.decision.explain import explain
+from controlplane.decision.explain import explain, explain_alone
 from controlplane.decision.goal import goal
 from controlplane.decision.local import single_writer_moves
 from controlplane.decision.rules import Judged, refusals
 from controlplane.decision.state import RegionMemory, State
 from controlplane.decision.votes import votes
 from controlplane.decision.whatif import whatif
-from controlplane.model.errors import UnavailableError, WeirError
+from controlplane.model.errors import InvalidInputError, UnavailableError
 from controlplane.model.evidence import Evidence, Subscriber
 from controlplane.model.ids import ChannelName, Epoch, RegionName, ReplicaId
 from controlplane.model.intents import NO_INTENTS, Intents, Readiness
@@ -39,18 +47,41 @@ from controlplane.runtime.book import (
     silent_subscribers,
 )
 from controlplane.runtime.journal import Journal
+from controlplane.runtime.lastknown import NEVER_MS, LastKnown
 from controlplane.runtime.leadership import Elector
 from controlplane.runtime.local import LocalOverrides
 from controlplane.runtime.progress import progress
 from controlplane.runtime.tick import DecisionLoop
 from controlplane.v1 import admin_pb2
 
+log = structlog.get_logger(__name__)
+
 COORDINATED_MS: Final = 3_000
 """Without a linearizable read for this long etcd counts as gone for this replica."""
 REFUSALS_SHOWN: Final = 3
 """Data planes named in the status when many refuse a plan."""
-STATE_SHOWN_MS: Final = 500
-"""What is only shown may rest on a checkpoint this old: one read for all regions and consoles."""
+
+
+def state_known(
+    store: EtcdPlanStore,
+    loop: DecisionLoop,
+    elector: Elector,
+    answers: Callable[[], bool],
+    clock: Clock,
+) -> LastKnown[State]:
+    """Keep the decision state for showing: our own while we lead, else etcd's last checkpoint."""
+
+    def own() -> State | None:  # a tick that hangs in a write still has one, and leads no more
+        return loop.state if elector.leadership is not None else None
+
+    def decode(data: bytes) -> State | None:
+        try:
+            return State.from_bytes(data)
+        except InvalidInputError as error:
+            log.warning("decision_state_unreadable", error=str(error))
+            return None
+
+    return LastKnown(store.state, decode, own=own, answers=answers, clock=clock)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +111,12 @@ class Views:
     local: LocalOverrides
     drills: Callable[[], Mapping[str, float]]
     """End of each region's last completed drill, Unix s."""
-    shown: dict[str, tuple[int, State]] = field(default_factory=dict)
-    """The last checkpoint read for showing, with the time it was read."""
+    known: LastKnown[State]
+    """The decision state as last read, for showing."""
+    etcd_read_ms: Callable[[], int | None]
+    """When etcd last answered this replica, monotonic ms."""
+    unwritten: Callable[[], Sequence[admin_pb2.Operation]]
+    """What this replica did by itself and etcd does not have yet."""
 
     def reads(self) -> Reads:
         """Return what the admin service looks at."""
@@ -97,13 +132,15 @@ class Views:
             silent=self.silent,
             leader=self.leader,
             evidence=lambda: self.loop.evidence,
-            votes=self.votes,
+            insight=self.insight,
             explain=self.explain,
             configured=lambda: self.config().replicas(),
             alarms=self.alarms,
             journal=self.journal,
-            goal=self.goal,
+            unwritten=self.unwritten,
             lag_ms=self.lag_ms,
+            old_ms=self.old_ms,
+            clock=self.clock,
         )
 
     def live(self) -> Sequence[Subscriber]:
@@ -138,43 +175,47 @@ class Views:
             raise UnavailableError("no decision state in etcd yet")
         return State.from_bytes(committed.state)
 
-    async def _state_to_show(self) -> State:
-        now_ms = self.clock.monotonic_ms()
-        read_ms, state = self.shown.get("", (-STATE_SHOWN_MS, None))
-        if state is None or now_ms - read_ms > STATE_SHOWN_MS or self.loop.state is not None:
-            state = await self.state()
-            self.shown[""] = (now_ms, state)
-        return state
+    def old_ms(self) -> int | None:
+        """Return None while etcd answers, else how long ago it last did, NEVER_MS for never."""
+        if self.leader().coordinated:
+            return None
+        read_ms = self.etcd_read_ms()
+        return NEVER_MS if read_ms is None else self.clock.monotonic_ms() - read_ms
 
-    async def goal(self) -> Mapping[RegionName, int]:
-        """Tell where every region's load is going; nothing while there is no state."""
-        try:
-            return goal(self.topology(), await self._state_to_show(), self.intents())
-        except WeirError:
-            return {}
+    async def insight(self) -> Insight:
+        """Tell where every region's load is going and what each vantage says of it; nothing while
+        no state was ever read."""
+        known = await self.known.get()
+        state, topology = known.value, self.topology()
+        if state is None:
+            return Insight(goal={}, votes={}, old_ms=known.old_ms)
+        return Insight(
+            goal=goal(topology, state, self.intents()),
+            votes={
+                region.name: [
+                    VoteView(
+                        vantage=vote.vantage,
+                        opinion=vote.opinion,
+                        last_success_age_ms=vote.last_success_age_ms,
+                        failures=vote.failures,
+                    )
+                    for vote in votes(state, region.name, topology.policy)
+                ]
+                for region in topology.regions
+            },
+            old_ms=known.old_ms,
+        )
 
-    async def votes(self, region: RegionName) -> Sequence[VoteView]:
-        """Return what each vantage says of a region; empty when the state cannot be read."""
-        try:
-            state = await self._state_to_show()
-        except WeirError:
-            return ()
-        return [
-            VoteView(
-                vantage=vote.vantage,
-                opinion=vote.opinion,
-                last_success_age_ms=vote.last_success_age_ms,
-                failures=vote.failures,
-            )
-            for vote in votes(state, region, self.topology().policy)
-        ]
-
-    async def explain(self, channel: ChannelName) -> Sequence[RuleStep]:
-        """Tell why a channel's weights are what they are."""
+    async def explain(self, channel: ChannelName) -> tuple[Sequence[RuleStep], int | None]:
+        """Tell why a channel's weights are what they are; by the plan alone while no state was ever
+        read."""
         plan = self.board.plan
         if plan is None:
             raise UnavailableError("no plan yet")
-        return explain(self.topology(), await self.state(), plan, channel)
+        known = await self.known.get()
+        if known.value is None:
+            return explain_alone(plan, channel), known.old_ms
+        return explain(self.topology(), known.value, plan, channel), known.old_ms
 
     async def what_if(self, intents: Intents) -> EffectView:
         """Work out what other intents would lead to, by the code that carries them out."""

@@ -14,8 +14,8 @@ import grpc
 from controlplane.adapters import admin_transitions as transitions
 from controlplane.adapters.admin_change import TTL_DEFAULT_S, Changer
 from controlplane.adapters.admin_local import LocalChanger
-from controlplane.adapters.admin_ports import Caller, IntentStore, Stands, WhatIf
-from controlplane.adapters.admin_service import AdminReads, Reads
+from controlplane.adapters.admin_ports import Caller, IntentStore, Reads, Stands, WhatIf
+from controlplane.adapters.admin_service import AdminReads
 from controlplane.adapters.admin_transitions import Change
 from controlplane.adapters.rpc_errors import typed_errors
 from controlplane.clock import Clock

@@ -1,17 +1,22 @@
-"""What the changes need: a store of intents, a way to ask what if, and who is asking."""
+"""What the admin service needs. Reads: what a replica knows, and how old it is. Changes: a store of
+intents, a way to ask what if, and who is asking."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
 
-from controlplane.model.ids import RegionName
+from controlplane.clock import Clock
+from controlplane.model.evidence import Digest, Evidence, Subscriber
+from controlplane.model.ids import ChannelName, RegionName
 from controlplane.model.intents import Intents
-from controlplane.model.plan import Route, Standing
+from controlplane.model.plan import Plan, Route, RuleStep, Standing
+from controlplane.model.topology import Region, Topology
 from controlplane.ports import Compare, Delete, KeyValue, Put
+from controlplane.v1 import admin_pb2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +104,95 @@ class IntentStore(Protocol):
     ) -> Applied:
         """Write effects and answer once per request_id."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderView:
+    """Who leads as far as this replica knows; `heartbeat_age_ms` is None when never seen."""
+
+    replica: str = ""
+    region: str = ""
+    term: int = 0
+    heartbeat_age_ms: int | None = None
+    coordinated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoteView:
+    """One vantage's opinion of a region."""
+
+    vantage: str
+    opinion: str
+    last_success_age_ms: int | None
+    failures: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Insight:
+    """What the decision state tells of the regions: where their load is going, and what is said of
+    them. `old_ms` as in `Reads.old_ms`."""
+
+    goal: Mapping[RegionName, int]
+    votes: Mapping[RegionName, Sequence[VoteView]]
+    old_ms: int | None
+
+
+class EventSource(Protocol):
+    """Events and failovers (the journal)."""
+
+    @property
+    def age_ms(self) -> int:
+        """Age of what is remembered, -1 when nothing is."""
+        ...
+
+    async def events(
+        self, limit: int, before: int | None
+    ) -> tuple[Sequence[admin_pb2.Event], int | None, int | None]:
+        """Newest first, the `before` of the next page, and as in `Reads.old_ms`."""
+        ...
+
+    async def failovers(self, limit: int) -> Sequence[admin_pb2.Failover]:
+        """Newest first."""
+        ...
+
+    def follow(self, backlog: int) -> AsyncIterator[admin_pb2.Event]:
+        """Yield the last `backlog` events, oldest first, then new ones for ever."""
+        ...
+
+    def running_failover(self) -> admin_pb2.Failover | None:
+        """Return the running failover, None while there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reads:
+    """What the read side looks at; each is asked anew for every call."""
+
+    cluster: str
+    replica: str
+    region: str
+    topology: Callable[[], Topology]
+    plan: Callable[[], Plan | None]
+    served: Callable[[], Plan | None]
+    """What subscribers follow: the plan, or a local override of it."""
+    entries: Callable[[], Sequence[tuple[Digest, int]]]
+    subscribers: Callable[[], Sequence[Subscriber]]
+    silent: Callable[[], Sequence[Subscriber]]
+    """Who was behind when last heard of, and is not live any more."""
+    leader: Callable[[], LeaderView]
+    evidence: Callable[[], Evidence | None]
+    insight: Callable[[], Awaitable[Insight]]
+    explain: Callable[[ChannelName], Awaitable[tuple[Sequence[RuleStep], int | None]]]
+    """The steps, and as in `old_ms`."""
+    configured: Callable[[], dict[str, tuple[str, str]]]
+    alarms: Callable[[], Sequence[str]]
+    journal: EventSource
+    unwritten: Callable[[], Sequence[admin_pb2.Operation]]
+    """What this replica did by itself and etcd does not have yet, oldest first."""
+    lag_ms: Callable[[Region], float | None]
+    old_ms: Callable[[], int | None]
+    """None while etcd answers this replica, else how long ago it last did, -1 for never."""
+    clock: Clock
 
 
 WhatIf = Callable[[Intents], Awaitable[EffectView]]

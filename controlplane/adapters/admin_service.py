@@ -1,104 +1,33 @@
 """AdminService, the read side: everything is answered by any replica, from what it holds itself.
 
-Without etcd the answers are the last known good, and `coordinated` says so. Only events and
-failovers are read from etcd; while it does not answer they come from this replica's memory of what
-it has seen.
+Without etcd the answers are the last known good: `coordinated` and `last_known` say so and how old
+they are. Only events and the decision state are read from etcd, and never waited for long; while it
+does not answer they come from this replica's memory of what it has read.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from collections.abc import AsyncIterator
+from typing import Any, Final
 
 import grpc
 
 from controlplane import __version__
+from controlplane.adapters.admin_ports import LeaderView, Reads
 from controlplane.adapters.rpc_errors import typed_errors, typed_stream_errors
 from controlplane.adapters.wire import encode_plan, encode_route, encode_weights, timestamp
 from controlplane.adapters.wire_evidence import encode_subscriber
 from controlplane.model.errors import InvalidInputError, UnavailableError
-from controlplane.model.evidence import Digest, Evidence, Subscriber
-from controlplane.model.ids import ChannelName, RegionName
+from controlplane.model.ids import ChannelName
 from controlplane.model.load import load_bp, utilisation_bp
-from controlplane.model.plan import Plan, RuleStep
-from controlplane.model.topology import Region, Topology
+from controlplane.model.plan import Plan
 from controlplane.v1 import admin_pb2, admin_pb2_grpc, common_pb2
 
 PAGE_DEFAULT: Final = 100
 PAGE_MAX: Final = 1000
 LAGGARDS_MAX: Final = 50
 CAPACITY_ALARM_MS: Final = 3_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaderView:
-    """Who leads as far as this replica knows; `heartbeat_age_ms` is None when never seen."""
-
-    replica: str = ""
-    region: str = ""
-    term: int = 0
-    heartbeat_age_ms: int | None = None
-    coordinated: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VoteView:
-    """One vantage's opinion of a region."""
-
-    vantage: str
-    opinion: str
-    last_success_age_ms: int | None
-    failures: int
-
-
-class EventSource(Protocol):
-    """Events and failovers (the journal)."""
-
-    async def events(
-        self, limit: int, before: int | None
-    ) -> tuple[Sequence[admin_pb2.Event], int | None]:
-        """Newest first, and the `before` of the next page."""
-        ...
-
-    async def failovers(self, limit: int) -> Sequence[admin_pb2.Failover]:
-        """Newest first."""
-        ...
-
-    def follow(self, backlog: int) -> AsyncIterator[admin_pb2.Event]:
-        """Yield the last `backlog` events, oldest first, then new ones for ever."""
-        ...
-
-    def running_failover(self) -> admin_pb2.Failover | None:
-        """Return the running failover, None while there is none."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reads:
-    """What the read side looks at; each is asked anew for every call."""
-
-    cluster: str
-    replica: str
-    region: str
-    topology: Callable[[], Topology]
-    plan: Callable[[], Plan | None]
-    served: Callable[[], Plan | None]
-    """What subscribers follow: the plan, or a local override of it."""
-    entries: Callable[[], Sequence[tuple[Digest, int]]]
-    subscribers: Callable[[], Sequence[Subscriber]]
-    silent: Callable[[], Sequence[Subscriber]]
-    """Who was behind when last heard of, and is not live any more."""
-    leader: Callable[[], LeaderView]
-    evidence: Callable[[], Evidence | None]
-    votes: Callable[[RegionName], Awaitable[Sequence[VoteView]]]
-    explain: Callable[[ChannelName], Awaitable[Sequence[RuleStep]]]
-    configured: Callable[[], dict[str, tuple[str, str]]]
-    alarms: Callable[[], Sequence[str]]
-    journal: EventSource
-    goal: Callable[[], Awaitable[Mapping[RegionName, int]]]
-    lag_ms: Callable[[Region], float | None]
 
 
 def page_size(asked: int) -> int:
@@ -134,7 +63,7 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
     def status(self) -> admin_pb2.GetStatusResponse:
         """Build the status (shared with /api/status and the console)."""
         reads = self._reads
-        plan, leader = reads.plan(), reads.leader()
+        plan, leader, old_ms = reads.plan(), reads.leader(), reads.old_ms()
         subscribers = reads.subscribers()
         lagging = [s for s in subscribers if plan and s.applied_epoch < plan.epoch]
         answer = admin_pb2.GetStatusResponse(
@@ -152,6 +81,7 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
             silent=[encode_subscriber(s) for s in reads.silent()[:LAGGARDS_MAX]],
             version=__version__,
             alarms=reads.alarms(),
+            last_known=self._last_known(old_ms),
         )
         running = reads.journal.running_failover()
         if running is not None:
@@ -166,6 +96,13 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
             for region in topology.regions:
                 answer.load_bp[region.name] = load_bp(topology, served, region.name)
         return answer
+
+    def _last_known(self, old_ms: int | None) -> admin_pb2.LastKnown | None:
+        """Say how old an answer is; None when etcd confirmed it."""
+        if old_ms is None:
+            return None
+        read_at = timestamp(self._reads.clock.wall_ms() - old_ms) if old_ms >= 0 else None
+        return admin_pb2.LastKnown(age_ms=old_ms, read_at=read_at)
 
     def _replicas(self, leader: LeaderView) -> list[admin_pb2.ReplicaState]:
         heard = {str(digest.replica): (digest, age) for digest, age in self._reads.entries()}
@@ -199,16 +136,16 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.ListRegionsResponse:
         """List the regions with their evidence."""
         del request, context
-        return admin_pb2.ListRegionsResponse(regions=await self.regions())
+        return await self.regions()
 
-    async def regions(self) -> list[admin_pb2.Region]:
+    async def regions(self) -> admin_pb2.ListRegionsResponse:
         """Build the regions (shared with the console)."""
         plan = self._reads.plan()
         wire_plan = encode_plan(plan) if plan else common_pb2.Plan()
         states = {state.name: state for state in wire_plan.regions}
         evidence = self._reads.evidence()
         heard = {str(r.region): r for r in evidence.regions} if evidence else {}
-        topology, goal = self._reads.topology(), await self._reads.goal()
+        topology, insight = self._reads.topology(), await self._reads.insight()
         applied: dict[str, int] = {}
         for subscriber in self._reads.subscribers():
             held = applied.get(subscriber.region, subscriber.applied_epoch)
@@ -231,7 +168,7 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
                 agents_live=seen.agents_heard(topology.policy.silent_after_ms) if seen else 0,
                 agents_expected=region.agents_expected,
                 load_bp=load_bp(topology, plan, region.name) if plan else 0,
-                target_load_bp=goal.get(region.name),
+                target_load_bp=insight.goal.get(region.name),
                 utilisation_bp=utilisation_bp(topology, plan, region.name) if plan else 0,
                 applied_epoch=applied.get(str(region.name), -1),
                 votes=[
@@ -243,7 +180,7 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
                         else vote.last_success_age_ms,
                         failures=vote.failures,
                     )
-                    for vote in await self._reads.votes(region.name)
+                    for vote in insight.votes.get(region.name, ())
                 ],
             )
             if state.HasField("since"):
@@ -254,7 +191,9 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
             if lag_ms is not None and math.isfinite(lag_ms):
                 message.replication_lag_ms = round(lag_ms)
             out.append(message)
-        return out
+        return admin_pb2.ListRegionsResponse(
+            regions=out, last_known=self._last_known(insight.old_ms)
+        )
 
     @typed_errors
     async def ListChannels(  # noqa: N802
@@ -274,7 +213,9 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
             if channel.name in routes:
                 message.route.CopyFrom(routes[channel.name])
             channels.append(message)
-        return admin_pb2.ListChannelsResponse(channels=channels)
+        return admin_pb2.ListChannelsResponse(
+            channels=channels, last_known=self._last_known(self._reads.old_ms())
+        )
 
     @typed_errors
     async def ListAgents(  # noqa: N802
@@ -311,11 +252,29 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.ListEventsResponse:
         """List events, newest first."""
         del context
-        events, following = await self._reads.journal.events(
-            page_size(request.page_size), page_start(request.page_token)
-        )
+        size, before = page_size(request.page_size), page_start(request.page_token)
+        events, following, old_ms = await self._reads.journal.events(size, before)
+        if old_ms is not None and before is None:
+            events = [*reversed(list(map(self._own_event, self._reads.unwritten()))), *events]
         return admin_pb2.ListEventsResponse(
-            events=events, next_page_token="" if following is None else str(following)
+            events=events,
+            next_page_token="" if following is None else str(following),
+            last_known=self._last_known(old_ms),
+        )
+
+    def _own_event(self, done: admin_pb2.Operation) -> admin_pb2.Event:
+        """Tell as an event what this replica did by itself."""
+        plan = self._reads.plan()
+        regions = {str(region.name) for region in self._reads.topology().regions}
+        channels = {str(channel.name) for channel in self._reads.topology().channels}
+        return admin_pb2.Event(
+            at=done.created_at,
+            kind=done.kind,
+            region=done.target if done.target in regions else "",
+            channel=done.target if done.target in channels else "",
+            message=f"{done.message}; {done.reason} (by {done.by})",
+            epoch=plan.epoch if plan else 0,
+            severity="warning",
         )
 
     @typed_stream_errors
@@ -339,7 +298,11 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
         end = start + size
         found = await self._reads.journal.failovers(end + 1)
         return admin_pb2.ListFailoversResponse(
-            failovers=found[start:end], next_page_token=str(end) if len(found) > end else ""
+            failovers=found[start:end],
+            next_page_token=str(end) if len(found) > end else "",
+            last_known=None
+            if self._reads.old_ms() is None
+            else self._last_known(self._reads.journal.age_ms),
         )
 
     @typed_errors
@@ -355,10 +318,11 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
             raise InvalidInputError(
                 "channel", f"unknown channel {request.channel[:64]!r}; known: {known}"
             )
-        steps = await self._reads.explain(route.channel)
+        steps, old_ms = await self._reads.explain(route.channel)
         return admin_pb2.ExplainRouteResponse(
             route=encode_route(route),
             epoch=plan.epoch,
+            last_known=self._last_known(old_ms),
             steps=[
                 admin_pb2.RuleStep(rule=s.rule, detail=s.detail, weights=encode_weights(s.weights))
                 for s in steps

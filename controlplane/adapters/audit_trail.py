@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -37,6 +38,11 @@ class AuditTrail:
         self._clock = clock
         self._waiting: deque[pb.Operation] = deque(maxlen=KEPT_MAX)
         self._added = asyncio.Event()
+
+    @property
+    def waiting(self) -> Sequence[pb.Operation]:
+        """What is not yet in etcd, oldest first."""
+        return tuple(self._waiting)
 
     def note(
         self, kind: str, *, target: str, by: str, reason: str, message: str, op_id: str = ""

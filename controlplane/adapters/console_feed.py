@@ -3,10 +3,12 @@
 A hundred consoles that are open cost one status a second and a hundred writes of the same bytes.
 While nobody looks, nothing is made. What follows here is what one replica knows by itself; only
 `regions` of a replica that does not lead asks etcd, once a second for all consoles together.
+`status` waits for nothing: a page that hears none takes its replica for dead.
 
 Events of the stream
 - `status`    GetStatusResponse, at once, whenever the plan or the journal changes, every second;
-- `regions`   {"now": time of this replica, "regions": [Region, ...]}, together with `status`;
+- `regions`   ListRegionsResponse and "now", the time of this replica; with each `status`, or later
+              when it has to be waited for;
 - `decision`  one Event; a new stream begins with the last `BACKLOG`, oldest first.
 
 A slow reader never holds up others: it sees the newest status, not every one. Events it missed
@@ -46,7 +48,7 @@ class FeedSource:
     """Where the feed comes from; each is asked anew for every refresh."""
 
     status: Callable[[], admin_pb2.GetStatusResponse]
-    regions: Callable[[], Awaitable[list[admin_pb2.Region]]]
+    regions: Callable[[], Awaitable[admin_pb2.ListRegionsResponse]]
     changed: Callable[[int], Awaitable[int]]
     """Wait for a plan above an epoch and return its epoch."""
     events: Callable[[int], AsyncIterator[admin_pb2.Event]]
@@ -63,8 +65,9 @@ class ConsoleFeed:
         self._wanted = asyncio.Event()
         self._dirty = asyncio.Event()
         self._news = asyncio.Event()
-        self._frame = b""
-        self._frame_no = 0
+        self._due = asyncio.Event()
+        self._status = self._regions = b""
+        self._status_no = self._regions_no = 0
         self._made_ms = -REFRESH_MS
         self._events: deque[tuple[int, bytes]] = deque(maxlen=EVENTS_KEPT)
         self._history: deque[dict[str, Any]] = deque(maxlen=HISTORY_KEPT)
@@ -94,11 +97,12 @@ class ConsoleFeed:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_events(), name="console_events")
             group.create_task(self._follow_plan(), name="console_plan")
+            group.create_task(self._make_regions(), name="console_regions")
             while True:
                 if not self._streams:
                     self._wanted.clear()
                     await self._wanted.wait()
-                await self._make()
+                self._make()
                 self._dirty.clear()
                 await self._clock.sleep_ms(GAP_MS)
                 with contextlib.suppress(TimeoutError):
@@ -110,16 +114,20 @@ class ConsoleFeed:
         self._streams += 1
         self._wanted.set()
         try:
-            frame_no, event_id = 0, self._first_event()
+            status_no, regions_no, event_id = 0, 0, self._first_event()
             if self._clock.monotonic_ms() - self._made_ms > REFRESH_MS:
-                frame_no = self._frame_no  # what is there is old: wait for the one being made
+                # what is there is old: wait for what is being made
+                status_no, regions_no = self._status_no, self._regions_no
             while True:
                 pieces = []
-                if self._frame_no != frame_no:
-                    frame_no = self._frame_no
-                    pieces.append(self._frame)
+                if self._status_no != status_no:
+                    status_no = self._status_no
+                    pieces.append(self._status)
+                if self._regions_no != regions_no:
+                    regions_no = self._regions_no
+                    pieces.append(self._regions)
                 for number, frame in self._events:
-                    if number > event_id and frame_no:
+                    if number > event_id and status_no:
                         event_id = number
                         pieces.append(frame)
                 if pieces:
@@ -145,16 +153,25 @@ class ConsoleFeed:
             epoch = await self._source.changed(epoch)
             self._dirty.set()
 
-    async def _make(self) -> None:
-        status = frame("status", to_json(self._source.status()))
-        regions: Mapping[str, Any] = {"now": rfc3339(self._clock.wall_ms()), "regions": []}
-        with contextlib.suppress(WeirError):  # no plan or state yet: the status says so
-            listed = await self._source.regions()
-            regions = {**regions, "regions": [to_json(region) for region in listed]}
-        self._frame = status + frame("regions", regions)
-        self._frame_no += 1
+    def _make(self) -> None:
+        self._status = frame("status", to_json(self._source.status()))
+        self._status_no += 1
         self._made_ms = self._clock.monotonic_ms()
+        self._due.set()
         self._announce()
+
+    async def _make_regions(self) -> None:
+        """Make the regions once a status; one that takes long is not asked for twice."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            listed = admin_pb2.ListRegionsResponse()
+            with contextlib.suppress(WeirError):  # no plan or state yet: the status says so
+                listed = await self._source.regions()
+            now = {"now": rfc3339(self._clock.wall_ms())}
+            self._regions = frame("regions", {**now, **to_json(listed)})
+            self._regions_no += 1
+            self._announce()
 
     def _announce(self) -> None:
         """Wake every stream once; whoever is not waiting looks anyway."""

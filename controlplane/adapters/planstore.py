@@ -149,6 +149,11 @@ class EtcdPlanStore:
             found = [await self._kv.get(key) for key in keys]
             return [[kv] if kv else [] for kv in found]
 
+    async def state(self) -> bytes:
+        """Linearizable read of the decision state alone, for showing; empty before the first."""
+        kv = await self._kv.get(self.keys.state)
+        return unpack_state(kv.value) if kv else b""
+
     async def intents(self) -> Intents:
         """Return what operators asked for."""
         return await self._intents.read()

@@ -18,7 +18,7 @@ from controlplane import __version__
 from controlplane.cli.exits import DEADLINE, FAILED, UNREACHABLE, CallError
 from controlplane.cli.options import Options
 from controlplane.cli.output import Format, Styled, age, print_data, print_table
-from controlplane.cli.read import DIGEST_OLD_MS, HEARTBEAT_OLD_MS
+from controlplane.cli.read import DIGEST_OLD_MS, HEARTBEAT_OLD_MS, old
 from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import admin_pb2_grpc as rpc
 
@@ -76,7 +76,8 @@ def _leader(status: Any) -> Iterator[Finding]:
     yield Finding(
         check="etcd quorum",
         result="ok" if status.coordinated else "failed",
-        seen=f"as {status.replica} sees it",
+        seen=f"as {status.replica} sees it"
+        + (f"; all else is {text}" if (text := old(status)) else ""),
         remedy="" if status.coordinated else "docs/runbooks/EtcdUnreachable.md",
     )
     lost = [r.id for r in status.replicas if r.digest_age_ms < 0 or r.digest_age_ms > DIGEST_OLD_MS]

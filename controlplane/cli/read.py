@@ -46,6 +46,19 @@ def _machine(options: Options, data: Any) -> bool:
     return True
 
 
+def old(answer: Any) -> str:
+    """Say that etcd did not answer and how old what is shown is; empty when it is confirmed."""
+    if not answer.HasField("last_known"):
+        return ""
+    ms = answer.last_known.age_ms
+    return "last known good, " + (f"read {age(ms)} ago" if ms >= 0 else "not read since its start")
+
+
+def _say_old(answer: Any) -> None:
+    if text := old(answer):
+        say(Styled(f"ETCD DOES NOT ANSWER: {text}", "bold red"))
+
+
 def status(options: Options) -> None:
     """Show everything needed in the first five seconds."""
     answer = _ask(options, "GetStatus", pb.GetStatusRequest())
@@ -53,7 +66,7 @@ def status(options: Options) -> None:
         return
     flags = [name for name in ("frozen", "panic") if getattr(answer, name)]
     if not answer.coordinated:
-        flags.append("NO ETCD QUORUM: last known good")
+        flags.append(f"NO ETCD QUORUM: {old(answer) or 'last known good'}")
     if answer.plan.local.left_ms:
         flags.append("LOCAL OVERRIDE")
     leader = f"{answer.leader} (term {answer.term})" if answer.leader else "none known"
@@ -174,6 +187,7 @@ def regions(options: Options) -> None:
     answer = _ask(options, "ListRegions", pb.ListRegionsRequest())
     if _machine(options, to_json(answer)):
         return
+    _say_old(answer)
     print_table(
         [
             "REGION",
@@ -214,6 +228,7 @@ def channels(options: Options) -> None:
     answer = _ask(options, "ListChannels", pb.ListChannelsRequest())
     if _machine(options, to_json(answer)):
         return
+    _say_old(answer)
     print_table(
         ["CHANNEL", "REGIONS", "WEIGHTS", "BREAKERS", ">SHED"],
         [
@@ -233,16 +248,25 @@ def channels(options: Options) -> None:
 def routes(options: Options) -> None:
     """Show the weights in force and the rules that shaped them."""
     answer = _ask(options, "GetStatus", pb.GetStatusRequest())
-    if _machine(options, to_json(answer.plan)):
+    if _machine(options, _with_age(to_json(answer.plan), answer)):
         return
+    _say_old(answer)
     _routes_table(answer.plan.routes)
+
+
+def _with_age(data: dict[str, Any], answer: Any) -> dict[str, Any]:
+    """Add how old it is, when etcd did not confirm it, to a part of an answer."""
+    if answer.HasField("last_known"):
+        data["last_known"] = to_json(answer.last_known)
+    return data
 
 
 def breakers(options: Options) -> None:
     """Show the breaker of every cell."""
     answer = _ask(options, "GetStatus", pb.GetStatusRequest())
-    if _machine(options, {"breakers": to_json(answer.plan)["breakers"]}):
+    if _machine(options, _with_age({"breakers": to_json(answer.plan)["breakers"]}, answer)):
         return
+    _say_old(answer)
     print_table(
         ["REGION", "CHANNEL", "STATE", "SINCE", "OPEN UNTIL", "CAUSE"],
         [
@@ -288,6 +312,7 @@ def events(options: Options, *, limit: int = 20, follow: bool = False) -> None:
     answer = _ask(options, "ListEvents", pb.ListEventsRequest(page_size=limit))
     if _machine(options, to_json(answer)):
         return
+    _say_old(answer)
     print_table(
         ["AT", "EVENT", "WHERE", ">EPOCH", "WHAT"],
         [_event_row(event) for event in reversed(answer.events)],
@@ -316,6 +341,7 @@ def failovers(options: Options, *, limit: int = 20) -> None:
     answer = _ask(options, "ListFailovers", pb.ListFailoversRequest(page_size=limit))
     if _machine(options, to_json(answer)):
         return
+    _say_old(answer)
     print_table(
         [
             "ID",
@@ -349,6 +375,7 @@ def explain(options: Options, channel: str) -> None:
     answer = _ask(options, "ExplainRoute", pb.ExplainRouteRequest(channel=channel))
     if _machine(options, to_json(answer)):
         return
+    _say_old(answer)
     say(Styled(f"{channel} at epoch {answer.epoch}", "bold"))
     print_table(
         ["RULE", "WEIGHTS", "WHAT IT DID"],

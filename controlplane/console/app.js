@@ -21,19 +21,22 @@ const views = {
   timeline: new Timeline(byId("timeline")),
   chart: new Chart(byId("chart")),
 };
-const seen = { status: null, regions: [], last: null, offset: 0 };
+const seen = { status: null, regions: [], known: null, last: null, offset: 0 };
 let finished = 0;
+let due = 0;
 
 /** The replica's time, as far as this page knows it, in ms. */
 const now = () => Date.now() + seen.offset;
 
 feed.addEventListener("status", ({ detail }) => {
   seen.status = detail;
+  due ||= setTimeout(draw); // once with the regions, which may also come later
 });
 feed.addEventListener("regions", ({ detail }) => {
   seen.offset = Date.parse(detail.now) - Date.now();
   if (detail.regions.length) seen.regions = detail.regions;
-  draw();
+  seen.known = detail.last_known ? Date.parse(detail.last_known.read_at) : null;
+  due ||= setTimeout(draw);
 });
 feed.addEventListener("decision", ({ detail }) => {
   views.timeline.add(detail);
@@ -63,10 +66,11 @@ async function begin() {
 }
 
 function draw() {
+  due = clearTimeout(due);
   const { status, regions } = seen;
   if (status) controlPlane(status);
   if (!status?.plan || !regions.length) return headline();
-  views.regions.render(regions, status, now());
+  views.regions.render(regions, status, now(), seen.known);
   views.channels.render(status.plan, regions.map((region) => region.name), now());
   failover();
   views.chart.render(regions, now());
@@ -164,8 +168,14 @@ async function explain(channel) {
   body.replaceChildren(...(answer ? steps(answer) : [h("p", {}, "The replica could not say. Try again.")]));
 }
 
+/** How old an answer is that etcd could not confirm. */
+function lastKnown({ age_ms: ms }) {
+  return `Last known good: etcd does not answer, ${ms < 0 ? "and was not read since the replica started" : `what this rests on was read ${duration(ms)} ago`}.`;
+}
+
 function steps(answer) {
-  return [h("p", { class: "muted" }, `Epoch ${answer.epoch}. The rules in the order in which they were applied.`),
+  const old = answer.last_known ? ` ${lastKnown(answer.last_known)}` : "";
+  return [h("p", { class: "muted" }, `Epoch ${answer.epoch}. The rules in the order in which they were applied.${old}`),
     h("ol", { class: "steps" }, answer.steps.map((step) => h("li", {},
       h("b", {}, step.rule.replaceAll("_", " ")),
       h("span", {}, h("span", {}, step.detail),

@@ -25,14 +25,15 @@ export class Regions {
     this.cards = new Map();
   }
 
-  render(regions, status, now) {
+  /** `known`: when what the vantages say was read, in ms, if that is old; else null. */
+  render(regions, status, now, known) {
     const names = regions.map((region) => region.name).join();
     if (this.names !== names) {
       this.names = names;
       this.cards = new Map(regions.map((region, i) => [region.name, this.card(region, i)]));
       this.root.replaceChildren(...[...this.cards.values()].map((card) => card.root));
     }
-    for (const region of regions) this.fill(this.cards.get(region.name), region, status, now);
+    for (const region of regions) this.fill(this.cards.get(region.name), region, status, now, known);
   }
 
   card(region, index) {
@@ -57,7 +58,7 @@ export class Regions {
       part("cause", "p", { class: "cause" }),
       h("dl", { class: "rows" },
         h("dt", {}, "Utilisation"), part("used", "dd"),
-        h("dt", {}, "Seen by"), part("votes", "dd", { class: "votes" }),
+        part("votesName", "dt"), part("votes", "dd", { class: "votes" }),
         h("dt", {}, "Reports"), part("reports", "dd"),
         h("dt", {}, "Applied"), part("epoch", "dd"),
         part("offsetName", "dt", { hidden: true }, "Clock offset"), part("offset", "dd", { hidden: true })),
@@ -73,7 +74,7 @@ export class Regions {
     return parts;
   }
 
-  fill(card, region, status, now) {
+  fill(card, region, status, now, known) {
     const state = standing(region);
     card.root.dataset.tone = state.tone;
     card.drained = region.drained;
@@ -90,6 +91,8 @@ export class Regions {
     say(card.cause, region.cause || this.calm(region, now));
     say(card.used, `${percent(region.utilisation_bp, 0)} of ${number(region.capacity_tps)}/s`);
     card.used.classList.toggle("alarm", region.utilisation_bp > 10000);
+    say(card.votesName, known ? `Seen ${duration(now - known)} ago by` : "Seen by");
+    card.votesName.classList.toggle("alarm", known !== null);
     show(card.votes, region.votes.map((v) => [v.vantage, v.opinion, this.age(v), v.failures]), () =>
       region.votes.length ? region.votes.map((vote) => this.vote(vote)) : ["nobody"]);
     const late = region.report_age_ms < 0 || region.report_age_ms > LATE_MS;

@@ -13,7 +13,7 @@ export function summary({ status, regions, last }) {
   }
   const load = `Load: ${shares(regions)}.`;
   if (!status.coordinated) {
-    return say("bad", "warn", "Cut off from etcd: the last known good plan stays in force.", sentence(status.alarms[0] ?? load));
+    return say("bad", "warn", "Cut off from etcd: the last known good plan stays in force.", sentence(status.alarms[0] ?? load), Date.parse(status.last_known?.read_at) || null);
   }
   if (status.panic) return say("bad", "bad", "Panic: too little is healthy, health is disregarded.", load);
   return ill(status, regions, last, load) ?? small(status, load)

@@ -74,6 +74,26 @@ def explain(
     return tuple(steps)
 
 
+def explain_alone(plan: Plan, channel: ChannelName) -> tuple[RuleStep, ...]:
+    """Return what the plan itself says of `channel`: for a replica that never read the state."""
+    route = plan.route(channel)
+    if route is None:
+        raise KeyError(channel)
+    serving = {name for name, _ in route.weights}
+    told = [
+        RuleStep(
+            rule="region",
+            detail=f"{s.name} is {s.phase.value}"
+            + (", drained" if s.drained else "")
+            + (f"; {s.cause}" if s.cause else ""),
+        )
+        for s in plan.regions
+        if s.name in serving
+    ]
+    text = f"epoch {plan.epoch}: {'; '.join(route.reasons)}"
+    return (*told, RuleStep(rule="plan", detail=text, weights=route.weights))
+
+
 def _evidence(topology: Topology, state: State, regions: Sequence[RegionName]) -> list[RuleStep]:
     policy, memory = topology.policy, state.memory
     out = []

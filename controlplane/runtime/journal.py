@@ -15,6 +15,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from controlplane.clock import Clock
 from controlplane.model.errors import UnavailableError
+from controlplane.runtime.lastknown import NEVER_MS, in_time
 
 MEMORY: Final = 1_000
 """Events remembered by a replica."""
@@ -62,18 +63,21 @@ class History(Protocol[EventT_co, FailoverT_co]):
 
 
 class Journal(Generic[EventT, FailoverT]):
-    """Events and failovers with a memory. `on_failover_closed` is called once per failover seen to
-    close."""
+    """Events and failovers with a memory. `on_failovers` is told the failovers after every read;
+    `answers` tells whether etcd is believed to answer."""
 
     def __init__(
         self,
         store: History[EventT, FailoverT],
         clock: Clock,
         on_failovers: Callable[[Sequence[FailoverT]], None] = lambda _f: None,
+        answers: Callable[[], bool] = lambda: True,
     ) -> None:
         self._store = store
         self._clock = clock
         self._on_failovers = on_failovers
+        self._answers = answers
+        self._read_ms: int | None = None
         self._events: deque[EventT] = deque(maxlen=MEMORY)
         self._failovers: list[FailoverT] = []
         self._changed = asyncio.Condition()
@@ -96,20 +100,34 @@ class Journal(Generic[EventT, FailoverT]):
             if before is None or before <= last or not page or page[-1].id <= last:
                 break
         self._failovers = list(await self._store.failover_messages(PAGE))
+        self._read_ms = self._clock.monotonic_ms()
         self._on_failovers(self._failovers)
         if fresh:
             self._events.extend(sorted(fresh, key=lambda event: event.id))
             async with self._changed:
                 self._changed.notify_all()
 
-    async def events(self, limit: int, before: int | None) -> tuple[Sequence[EventT], int | None]:
-        """Read events from etcd; from memory while it does not answer."""
+    @property
+    def age_ms(self) -> int:
+        """Age of what is remembered, NEVER_MS when nothing was ever read."""
+        if self._read_ms is None:
+            return NEVER_MS
+        return self._clock.monotonic_ms() - self._read_ms
+
+    async def events(
+        self, limit: int, before: int | None
+    ) -> tuple[Sequence[EventT], int | None, int | None]:
+        """Read events from etcd; when it does not answer in time, return those remembered and, as
+        the third, their age."""
         try:
-            return await self._store.events(limit, before)
-        except UnavailableError:
+            page, following = await in_time(
+                lambda: self._store.events(limit, before), self._answers
+            )
+        except (UnavailableError, TimeoutError):
             known = [e for e in reversed(self._events) if before is None or e.id < before]
             page = known[:limit]
-            return page, page[-1].id if len(known) > limit else None
+            return page, page[-1].id if len(known) > limit else None, self.age_ms
+        return page, following, None
 
     async def failovers(self, limit: int) -> Sequence[FailoverT]:
         """Return failovers, newest first, as last read."""

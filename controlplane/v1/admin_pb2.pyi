@@ -21,6 +21,36 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class LastKnown(_message.Message):
+    """How old an answer is that etcd could not confirm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    READ_AT_FIELD_NUMBER: _builtins.int
+    age_ms: _builtins.int
+    """Age of what the answer rests on, since this replica read it from etcd, in ms; -1 when it has not read etcd since it
+    started: then the answer is what its last good plan on disk tells.
+    """
+    @_builtins.property
+    def read_at(self) -> _timestamp_pb2.Timestamp:
+        """When that was, by the clock of this replica."""
+
+    def __init__(
+        self,
+        *,
+        age_ms: _builtins.int = ...,
+        read_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_at", b"read_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "read_at", b"read_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LastKnown: _TypeAlias = LastKnown  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     """Asks for the status."""
 
@@ -84,6 +114,7 @@ class GetStatusResponse(_message.Message):
     ALARMS_FIELD_NUMBER: _builtins.int
     LOAD_BP_FIELD_NUMBER: _builtins.int
     SILENT_FIELD_NUMBER: _builtins.int
+    LAST_KNOWN_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     """Name of the cluster."""
     replica: _builtins.str
@@ -144,6 +175,10 @@ class GetStatusResponse(_message.Message):
         Nobody waits for them. One that hangs sends nothing; one that is cut off and fails open may still send by its old plan.
         """
 
+    @_builtins.property
+    def last_known(self) -> Global___LastKnown:
+        """Set while etcd does not answer: the answer is the last known good."""
+
     def __init__(
         self,
         *,
@@ -168,10 +203,11 @@ class GetStatusResponse(_message.Message):
         alarms: _abc.Iterable[_builtins.str] | None = ...,
         load_bp: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         silent: _abc.Iterable[_common_pb2.SubscriberState] | None = ...,
+        last_known: Global___LastKnown | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["committed_at", b"committed_at", "failover", b"failover", "plan", b"plan"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["committed_at", b"committed_at", "failover", b"failover", "last_known", b"last_known", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "cluster", b"cluster", "committed_at", b"committed_at", "coordinated", b"coordinated", "failover", b"failover", "frozen", b"frozen", "heartbeat_age_ms", b"heartbeat_age_ms", "laggards", b"laggards", "leader", b"leader", "leader_region", b"leader_region", "load_bp", b"load_bp", "panic", b"panic", "plan", b"plan", "plan_epoch", b"plan_epoch", "region", b"region", "replica", b"replica", "replicas", b"replicas", "silent", b"silent", "subscribers", b"subscribers", "term", b"term", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "cluster", b"cluster", "committed_at", b"committed_at", "coordinated", b"coordinated", "failover", b"failover", "frozen", b"frozen", "heartbeat_age_ms", b"heartbeat_age_ms", "laggards", b"laggards", "last_known", b"last_known", "leader", b"leader", "leader_region", b"leader_region", "load_bp", b"load_bp", "panic", b"panic", "plan", b"plan", "plan_epoch", b"plan_epoch", "region", b"region", "replica", b"replica", "replicas", b"replicas", "silent", b"silent", "subscribers", b"subscribers", "term", b"term", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,18 +279,24 @@ class ListRegionsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REGIONS_FIELD_NUMBER: _builtins.int
+    LAST_KNOWN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Region]:
         """The regions."""
+
+    @_builtins.property
+    def last_known(self) -> Global___LastKnown:
+        """Set while etcd does not answer: the answer is the last known good."""
 
     def __init__(
         self,
         *,
         regions: _abc.Iterable[Global___Region] | None = ...,
+        last_known: Global___LastKnown | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_known", b"last_known"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["regions", b"regions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_known", b"last_known", "regions", b"regions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -427,18 +469,24 @@ class ListChannelsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CHANNELS_FIELD_NUMBER: _builtins.int
+    LAST_KNOWN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelState]:
         """The channels."""
+
+    @_builtins.property
+    def last_known(self) -> Global___LastKnown:
+        """Set while etcd does not answer: the answer is the last known good."""
 
     def __init__(
         self,
         *,
         channels: _abc.Iterable[Global___ChannelState] | None = ...,
+        last_known: Global___LastKnown | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_known", b"last_known"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "last_known", b"last_known"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -614,21 +662,27 @@ class ListEventsResponse(_message.Message):
 
     EVENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    LAST_KNOWN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """For the next page; empty at the end."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
         """The events."""
 
+    @_builtins.property
+    def last_known(self) -> Global___LastKnown:
+        """Set while etcd does not answer: the answer is the last known good."""
+
     def __init__(
         self,
         *,
         events: _abc.Iterable[Global___Event] | None = ...,
         next_page_token: _builtins.str = ...,
+        last_known: Global___LastKnown | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_known", b"last_known"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "last_known", b"last_known", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -693,7 +747,7 @@ class Event(_message.Message):
     SEVERITY_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Strictly increasing number."""
+    """Strictly increasing number; 0 for what this replica did by itself while etcd does not answer."""
     kind: _builtins.str
     """Kind in snake_case, e.g. region_failed."""
     region: _builtins.str
@@ -710,7 +764,7 @@ class Event(_message.Message):
     """info, warning or critical."""
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
-        """When the leader committed it."""
+        """When the leader committed it, or the replica did it."""
 
     @_builtins.property
     def data(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -772,21 +826,27 @@ class ListFailoversResponse(_message.Message):
 
     FAILOVERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    LAST_KNOWN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """For the next page; empty at the end."""
     @_builtins.property
     def failovers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failover]:
         """The failovers."""
 
+    @_builtins.property
+    def last_known(self) -> Global___LastKnown:
+        """Set while etcd does not answer: the answer is the last known good."""
+
     def __init__(
         self,
         *,
         failovers: _abc.Iterable[Global___Failover] | None = ...,
         next_page_token: _builtins.str = ...,
+        last_known: Global___LastKnown | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_known", b"last_known"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failovers", b"failovers", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failovers", b"failovers", "last_known", b"last_known", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -891,6 +951,7 @@ class ExplainRouteResponse(_message.Message):
     ROUTE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    LAST_KNOWN_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch it belongs to."""
     @_builtins.property
@@ -901,16 +962,21 @@ class ExplainRouteResponse(_message.Message):
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuleStep]:
         """The rules in the order they were applied."""
 
+    @_builtins.property
+    def last_known(self) -> Global___LastKnown:
+        """Set while etcd does not answer: the answer is the last known good."""
+
     def __init__(
         self,
         *,
         route: _common_pb2.Route | None = ...,
         epoch: _builtins.int = ...,
         steps: _abc.Iterable[Global___RuleStep] | None = ...,
+        last_known: Global___LastKnown | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["route", b"route"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_known", b"last_known", "route", b"route"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "route", b"route", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "last_known", b"last_known", "route", b"route", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

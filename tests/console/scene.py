@@ -48,6 +48,14 @@ class Scene:
     plan: bool = True
     status: dict[str, Any] = field(default_factory=dict)
     events: int = 0
+    known_s: float | None = None
+    """How long etcd has not answered; None while it does."""
+
+    def last_known(self) -> admin_pb2.LastKnown | None:
+        """Return how old the answers are."""
+        if self.known_s is None:
+            return None
+        return admin_pb2.LastKnown(age_ms=round(self.known_s * 1000), read_at=ago(self.known_s))
 
     def names(self) -> list[str]:
         """Names of the channels."""
@@ -100,14 +108,16 @@ class Scene:
             "term": 3, "plan_epoch": 7, "coordinated": True, "subscribers": 4, "version": "0.1.0",
         }  # fmt: skip
         return admin_pb2.GetStatusResponse(
-            **{**told, **self.status}, plan=self.plan_message() if self.plan else None
+            **{**told, **self.status},
+            plan=self.plan_message() if self.plan else None,
+            last_known=self.last_known(),
         )
 
-    def region_messages(self) -> list[admin_pb2.Region]:
+    def region_messages(self) -> admin_pb2.ListRegionsResponse:
         """Return the regions."""
         plan = self.plan_message()
         weights = {w.region: w.weight_bp for w in plan.routes[0].weights} if plan.routes else {}
-        return [
+        listed = [
             admin_pb2.Region(
                 name=region,
                 role="dr" if region == self.regions[-1] else "primary",
@@ -131,12 +141,13 @@ class Scene:
             )
             for region in self.regions
         ]
+        return admin_pb2.ListRegionsResponse(regions=listed, last_known=self.last_known())
 
     def stream(self) -> bytes:
         """Return what a new event stream begins with."""
         regions = {
             "now": rfc3339(SystemClock().wall_ms()),
-            "regions": [to_json(region) for region in self.region_messages()],
+            **to_json(self.region_messages()),
         }
         happened = [
             admin_pb2.Event(

@@ -32,6 +32,8 @@ class Source:
     def __init__(self) -> None:
         self.made = 0
         self.broken = False
+        self.held = asyncio.Event()
+        self.held.set()
         self.events: asyncio.Queue[pb.Event] = asyncio.Queue()
         self.plans: asyncio.Queue[int] = asyncio.Queue()
 
@@ -40,11 +42,14 @@ class Source:
         self.made += 1
         return pb.GetStatusResponse(cluster="test", plan_epoch=self.made)
 
-    async def regions(self) -> list[pb.Region]:
-        """One region, or none when etcd does not answer."""
+    async def regions(self) -> pb.ListRegionsResponse:
+        """One region, once they are not held back; or none when etcd does not answer."""
+        await self.held.wait()
         if self.broken:
             raise UnavailableError("no state")
-        return [pb.Region(name="east")]
+        return pb.ListRegionsResponse(
+            regions=[pb.Region(name="east")], last_known=pb.LastKnown(age_ms=self.made)
+        )
 
     async def changed(self, epoch: int) -> int:
         """Wait for a plan."""
@@ -141,6 +146,27 @@ async def test_without_a_state_the_status_still_flows() -> None:
         chunk = await anext(stream)
         assert b"event: status\n" in chunk
         assert b'"regions":[]' in chunk
+        await stream.aclose()
+
+
+async def test_the_status_waits_for_no_regions() -> None:
+    """While the regions are not to be had, the status comes on: a page that hears none takes its
+    replica for dead. Once there they follow, with their age."""
+    async with feeding() as (feed, source):
+        source.held.clear()
+        stream = feed.stream()
+        chunks = []
+        for made in (1, 2, 3):
+            chunks.append(await anext(stream))
+            assert source.made == made
+            source.plans.put_nowait(made)
+        assert all(b"event: status\n" in chunk for chunk in chunks)
+        assert not any(b"event: regions\n" in chunk for chunk in chunks)
+        source.held.set()
+        while b"event: regions\n" not in (chunk := await anext(stream)):
+            pass
+        assert b'"name":"east"' in chunk
+        assert b'"last_known":{"age_ms":' in chunk
         await stream.aclose()
 
 

@@ -64,6 +64,17 @@ def test_the_first_line_says_the_worst_thing(browser: Browser, state: str) -> No
         assert complaints == []
 
 
+def test_what_is_old_is_said_to_be_old(browser: Browser) -> None:
+    """Cut off from etcd the page says since when, and that what the vantages say is that old."""
+    scene = Scene(known_s=95, status={"coordinated": False, "alarms": [QUORUM]})
+    with shown(scene) as url, console(browser, url) as (page, complaints):
+        expect(page.locator("#headline-text")).to_contain_text("Cut off from etcd")
+        expect(page.locator("#headline-for")).to_have_text("2 min")
+        votes = page.locator("[data-region=east] dt", has_text="Seen")
+        expect(votes).to_have_text("Seen 2 min ago by")
+        assert complaints == []
+
+
 def test_how_long_it_lasts_is_shown_and_not_read_aloud(browser: Browser) -> None:
     """The age changes every second, so it stands beside the sentence that is announced."""
     scene = Scene(phases={"east": "failed"})

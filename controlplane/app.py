@@ -64,6 +64,8 @@ from controlplane.wiring import etcd_options, identity, lock_manager
 
 log = structlog.get_logger(__name__)
 
+REMEMBER_MS: Final = 10_000
+"""How often every replica reads the decision's state, to explain by it when etcd is gone."""
 DEMOTE_MARGIN_MS: Final = 100
 """A leader steps down this much before a candidate may take over."""
 
@@ -361,7 +363,11 @@ class Replica:
 
     async def _follow_intents(self) -> None:
         """Read what operators asked for, once a tick: constant work, on every replica."""
+        remember_ms = 0
         while True:
+            now_ms = self.clock.monotonic_ms()
+            if now_ms >= remember_ms and await self.views.remember():
+                remember_ms = now_ms + REMEMBER_MS
             with contextlib.suppress(UnavailableError):
                 self.intents = await self.store.intents()
                 # a linearizable read has just succeeded: the plan in force is confirmed

@@ -6,6 +6,7 @@ answers, and without etcd the answer is the last known good.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -130,9 +131,14 @@ class Views:
         )
 
     async def state(self) -> State:
-        """Return the decision state: our own while we lead, else etcd's last checkpoint."""
+        """Return the decision state: our own while we lead, else etcd's last checkpoint.
+
+        Without a quorum it fails at once: who asks has no time to wait for what cannot come.
+        """
         if self.loop.state is not None:
             return self.loop.state
+        if not self.leader().coordinated:
+            raise UnavailableError("etcd has no quorum here, and with it the decision's state")
         committed = await self.store.load()
         if committed is None or not committed.state:
             raise UnavailableError("no decision state in etcd yet")
@@ -142,9 +148,21 @@ class Views:
         now_ms = self.clock.monotonic_ms()
         read_ms, state = self.shown.get("", (-STATE_SHOWN_MS, None))
         if state is None or now_ms - read_ms > STATE_SHOWN_MS or self.loop.state is not None:
-            state = await self.state()
+            try:
+                state = await self.state()
+            except UnavailableError:
+                if state is None:
+                    raise
+                return state  # the last known, as everything shown then
             self.shown[""] = (now_ms, state)
         return state
+
+    async def remember(self) -> bool:
+        """Keep the state for whoever asks why when nothing can be read any more; tell whether there
+        is one."""
+        with contextlib.suppress(WeirError):
+            await self._state_to_show()
+        return bool(self.shown)
 
     async def goal(self) -> Mapping[RegionName, int]:
         """Tell where every region's load is going; nothing while there is no state."""
@@ -174,7 +192,9 @@ class Views:
         plan = self.board.plan
         if plan is None:
             raise UnavailableError("no plan yet")
-        return explain(self.topology(), await self.state(), plan, channel)
+        known = self.leader().coordinated
+        state = await (self.state() if known else self._state_to_show())
+        return explain(self.topology(), state, plan, channel)
 
     async def what_if(self, intents: Intents) -> EffectView:
         """Work out what other intents would lead to, by the code that carries them out."""

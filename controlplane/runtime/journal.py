@@ -77,12 +77,16 @@ class Journal(Generic[EventT, FailoverT]):
         self._events: deque[EventT] = deque(maxlen=MEMORY)
         self._failovers: list[FailoverT] = []
         self._changed = asyncio.Condition()
+        self._answers = True
 
     async def run(self) -> None:
         """Follow etcd until cancelled; while it does not answer the memory stays."""
         while True:
-            with contextlib.suppress(UnavailableError):
+            try:
                 await self.refresh()
+                self._answers = True
+            except UnavailableError:
+                self._answers = False
             await self._clock.sleep_ms(POLL_MS)
 
     async def refresh(self) -> None:
@@ -103,13 +107,14 @@ class Journal(Generic[EventT, FailoverT]):
                 self._changed.notify_all()
 
     async def events(self, limit: int, before: int | None) -> tuple[Sequence[EventT], int | None]:
-        """Read events from etcd; from memory while it does not answer."""
-        try:
-            return await self._store.events(limit, before)
-        except UnavailableError:
-            known = [e for e in reversed(self._events) if before is None or e.id < before]
-            page = known[:limit]
-            return page, page[-1].id if len(known) > limit else None
+        """Read events from etcd; from memory while it does not answer: nobody waits for an etcd
+        that has just not answered."""
+        if self._answers:
+            with contextlib.suppress(UnavailableError):
+                return await self._store.events(limit, before)
+        known = [e for e in reversed(self._events) if before is None or e.id < before]
+        page = known[:limit]
+        return page, page[-1].id if len(known) > limit else None
 
     async def failovers(self, limit: int) -> Sequence[FailoverT]:
         """Return failovers, newest first, as last read."""

@@ -167,9 +167,14 @@ class Views:
         )
 
     async def state(self) -> State:
-        """Return the decision state: our own while we lead, else etcd's last checkpoint."""
+        """Return the decision state: our own while we lead, else etcd's last checkpoint.
+
+        Without a quorum it fails at once: who asks has no time to wait for what cannot come.
+        """
         if self.loop.state is not None:
             return self.loop.state
+        if not self.leader().coordinated:
+            raise UnavailableError("etcd has no quorum here, and with it the decision's state")
         committed = await self.store.load()
         if committed is None or not committed.state:
             raise UnavailableError("no decision state in etcd yet")

@@ -1,21 +1,29 @@
-"""Take the pictures of docs/console.md from a real `weir dev`, while a region dies.
+"""Take the pictures of docs/console.md and of the front page from a real `weir dev`, while a region
+dies.
 
 Usage: `python -m scripts.console_screenshots [FOLDER]` (default docs/images). Needs Chromium.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 from playwright.sync_api import Browser, Page
+from rich.console import Console
 
+from controlplane.cli import output, read
+from controlplane.cli.options import Options
 from tests.console.browser import PATIENCE_MS, PHONE, chromium, console
 from tests.support.dev_run import QUICK_RETURN, DevRun, eventually, running
 
 CALM_MS = 9_000
 """How long the chart grows before the first picture."""
+COLUMNS = 100
+"""Of the terminal drawn for the front page."""
 WIDE = {"width": 1280, "height": 1000}
 
 
@@ -49,6 +57,27 @@ def take(dev: DevRun, browser: Browser, folder: Path) -> None:
         dark.wait_for_timeout(CALM_MS)
         shoot(dark, folder, "failed", full=True)
         shoot(phone, folder, "phone")
+    picture_of_status(url, dev, folder)
+
+
+def picture_of_status(url: str, dev: DevRun, folder: Path) -> None:
+    """Draw what `weir status` and `weir failovers` print on a terminal of 100 columns."""
+    address = next(r["grpc"] for r in dev.topology["replicas"] if r["http"] in url)
+    terminal = Console(
+        record=True, width=COLUMNS, force_terminal=True, file=io.StringIO(), highlight=False
+    )
+    options = Options(server=address)
+    with (
+        mock.patch.object(output, "_terminal", return_value=terminal),
+        mock.patch.object(sys.stdout, "isatty", return_value=True),
+    ):
+        for name, command in (("status", read.status), ("failovers", read.failovers)):
+            terminal.print(f"[bold]$ weir {name}[/bold]")
+            command(options)
+            terminal.print()
+    path = folder / "status-after-failover.svg"
+    terminal.save_svg(str(path), title="a region has died")
+    print(f"{path}  {path.stat().st_size // 1024} KiB")
 
 
 def main() -> None:

@@ -39,7 +39,14 @@ def drain(now: Intents, region: RegionName, kind: str, *, hold_s: int = 0) -> Ch
             "drill",
             f"{region} is out already ({held.reason or 'drained'}): the drill would end that",
         )
-    if held is not None and held.immediate >= immediate and not drill:
+    if drill and now.freeze is not None:
+        raise RefusedError(
+            "drill",
+            f"automatic change is frozen ({now.freeze.reason}): the region could not return by "
+            "itself; unfreeze first",
+        )
+    # a drill brings its region back: whoever wants it out wants more than that
+    if held is not None and held.immediate >= immediate and not drill and not held.drill:
         return Change(kind=kind, target=region, after=now)
     drain = Drain(region=region, reason="", immediate=immediate, drill=drill)
     others = tuple(d for d in now.drains if d.region != region)

@@ -106,6 +106,14 @@ class EtcdIntents:
         """Make the deletion of an intent; hand it to `apply`."""
         return Delete(key=self.keys.intent(kind, name))
 
+    async def drain_of(self, region: str) -> tuple[int, bool]:
+        """Linearizable read of a region's drain: its revision, 0 when there is none, and whether a
+        drill asked for it."""
+        key = self.keys.intent("drain", region)
+        kv = await self._kv.get(key)
+        held = parse_intents(self.keys, {key: kv.value}).drains if kv else ()
+        return (kv.mod_revision if kv else 0), any(drain.drill for drain in held)
+
     async def apply(
         self,
         request_id: str,

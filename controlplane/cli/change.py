@@ -180,7 +180,16 @@ def _run(
     asking = not common.yes and sys.stdin.isatty() and not preview.effect.unchanged
     if asking and not blocked and not _confirmed():
         sys.exit(FAILED)
-    operation = _send(client, method, request(common.mutation(validate_only=False)))
+    try:
+        operation = _send(client, method, request(common.mutation(validate_only=False)))
+    except CallError as error:
+        if error.exit_code not in {UNREACHABLE, DEADLINE}:
+            raise
+        raise CallError(
+            f"{error}. Whether it was done is not known: repeat the command with --request-id "
+            f"{common.request_id}, that does it once at most",
+            error.exit_code,
+        ) from error
     if common.wait and not operation.done:
         operation = _wait(client, operation, parse_ms(common.timeout, "--timeout"), fmt)
     _show(operation, fmt, effect=False)
@@ -247,7 +256,11 @@ def _show(operation: Any, fmt: Format, *, effect: bool = True) -> None:
         if operation.converge_ms >= 0
         else ""
     )
-    say(f"{operation.kind}{target}: {operation.stage}{took}. {operation.message} [{operation.id}]")
+    ends = to_json(operation)["expires_at"]
+    until = f", until {ends}" if ends else ""
+    told = operation.message and not (took and operation.message in took)
+    message = f". {operation.message}" if told else ""
+    say(f"{operation.kind}{target}: {operation.stage}{took}{until}{message} [{operation.id}]")
 
 
 def _show_effect(operation: Any) -> None:

@@ -20,6 +20,8 @@ ATTEMPT_S: Final = 1.5
 _RETRY_ELSEWHERE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 _NO_TLS: Final = ("handshake failed", "Socket closed")
 """How gRPC tells of a server that is there and wants another, or any, certificate."""
+_OUR_DEADLINE: Final = "Deadline Exceeded"
+"""What gRPC says when nobody has said anything."""
 _EXIT = {
     grpc.StatusCode.INVALID_ARGUMENT: USAGE,
     grpc.StatusCode.NOT_FOUND: FAILED,
@@ -106,10 +108,13 @@ class Client:
         Raises CallError with the exit code of the contract.
         """
         last: grpc.RpcError | None = None
-        for address in self._addresses:
+        for address in tuple(self._addresses):
             with self._credentials.channel(address) as channel:
                 try:
-                    return getattr(stub(channel), method)(request, timeout=timeout_s)
+                    answer = getattr(stub(channel), method)(request, timeout=timeout_s)
+                    # a hung one before it costs its attempt once, not at every call
+                    self._addresses.sort(key=lambda other: other != address)
+                    return answer
                 except grpc.RpcError as error:
                     last = error
                     if error.code() not in _RETRY_ELSEWHERE:
@@ -145,6 +150,12 @@ def _explain(error: Any, addresses: Sequence[str]) -> CallError:
     code = error.code()
     exit_code = _EXIT.get(code, FAILED)
     message = error.details() or code.name
+    if message == _OUR_DEADLINE:
+        return CallError(
+            f"no answer in time from {', '.join(addresses)}: hung, overloaded or cut off; name "
+            "others with --server HOST:PORT",
+            exit_code,
+        )
     unmet = code in _RETRY_ELSEWHERE and "failed to connect" in message.lower()
     if unmet and any(sign in message for sign in _NO_TLS):
         return CallError(

@@ -88,14 +88,17 @@ async def _served(place: Place) -> Finding:
         elif span is not None:
             result, left = _judged(*span)
             told.append((span[1], result, f"{address} {left}"))
-    soonest = min(told, default=(0.0, "warning", "none"))
-    result = "failed" if faults else soonest[1]
-    seen = f"{len(told)} of {len(place.addresses)} replicas show theirs"
+    seen = [f"{len(told)} of {len(place.addresses)} replicas show theirs"]
+    result = "failed" if faults else "warning"
+    if told:
+        _, of_soonest, left = min(told)
+        seen.append(f"soonest to end: {left}")
+        result = result if faults else of_soonest
     return Finding(
         check="certificates",
         result=result,
-        seen="; ".join([seen, f"soonest to end: {soonest[2]}", *faults]),
-        remedy=_cert_remedy(result),
+        seen="; ".join([*seen, *faults]),
+        remedy=_cert_remedy(result) if told or faults else "reach a replica",
     )
 
 

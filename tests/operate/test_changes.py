@@ -10,6 +10,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from controlplane.adapters.operation_records import TAKEN_OVER
 from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import common_pb2
 from tests.operate.lab import REGIONS, Lab, mutation
@@ -275,3 +276,31 @@ async def test_an_order_can_be_taken_back_at_once_and_a_drill_does_not_end_one(l
             pb.StartFailbackRequest(region="south", mutation=mutation())
         )
         assert not back.effect.refusals
+
+
+async def test_who_wants_a_region_out_during_its_drill_gets_that(lab: Lab) -> None:
+    """The drill's end brings nothing back that an operator has asked for meanwhile, gradually or at once; the
+    drill says so."""
+    async with lab.admin() as stub:
+        drill = await stub.StartDrill(
+            pb.StartDrillRequest(region="south", hold_s=1, mutation=mutation())
+        )
+        asked = await stub.DrainRegion(pb.DrainRegionRequest(region="south", mutation=mutation()))
+        assert not asked.effect.unchanged
+        drill = await wait(stub, drill)
+        assert (drill.stage, drill.message) == ("failed", TAKEN_OVER)
+        regions = {r.name: r for r in (await stub.ListRegions(pb.ListRegionsRequest())).regions}
+        assert regions["south"].drained
+        stored = (await lab.replicas["east"].store.intents()).drains
+        assert [(d.region, d.drill) for d in stored] == [("south", False)]
+
+
+async def test_no_drill_while_automatic_change_is_frozen(lab: Lab) -> None:
+    """Its region could not return by itself: refused, with the reason of the freeze."""
+    async with lab.admin() as stub:
+        await stub.Freeze(pb.FreezeRequest(mutation=mutation(reason="night of sales")))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.StartDrill(pb.StartDrillRequest(region="south", mutation=mutation()))
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "night of sales" in str(refused.value.details())
+        assert (await lab.replicas["east"].store.intents()).drains == ()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent import futures
 from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from controlplane.adapters.grpc_server import add_standard_services
 from controlplane.adapters.tls import TlsFiles, server_credentials
@@ -79,3 +82,26 @@ def test_a_missing_file_is_a_usage_error(tmp_path: Path, option: str) -> None:
     assert done.stderr.startswith(f"weir: {option}: ")
     assert "gone.pem" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_who_does_not_answer_costs_one_attempt_not_one_at_every_call(lab_address: str) -> None:
+    """A wait makes many calls: the replica that answered is asked first from then on."""
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        client = Client([f"127.0.0.1:{hung.getsockname()[1]}", lab_address], Credentials())
+        for _ in range(3):
+            client.call(health_pb2_grpc.HealthStub, "Check", health_pb2.HealthCheckRequest(), 2)
+        hung.setblocking(False)
+        hung.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            hung.accept()
+
+
+@pytest.fixture
+def lab_address() -> Iterator[str]:
+    """A server with the standard services, without TLS."""
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None)

@@ -1,13 +1,17 @@
 """Whole processes of the command line against the local topology: what a person waits for.
 
 The first rows are the physical limit: a bare interpreter, one that imports grpc, and one that also
-makes a call. Usage: python bench/cli.py [runs]   (default 20)
+makes a call. Usage: python bench/cli.py [runs] [--dark]   (default 20)
+
+With --dark only the reads: with a quorum, while every etcd member hangs (SIGSTOP), and with two of
+three killed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -42,12 +46,12 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
 """
 
 
-def run_ms(argv: list[str], env: dict[str, str]) -> float:
-    """Run a process and return how long it took, in ms."""
+def run_ms(argv: list[str], env: dict[str, str], fine: tuple[int, ...] = (0,)) -> float:
+    """Run a process and return how long it took, in ms; it must end with one of `fine`."""
     begin = time.perf_counter()
     done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
     took_ms = (time.perf_counter() - begin) * 1000
-    if done.returncode:
+    if done.returncode not in fine:
         raise SystemExit(f"{' '.join(argv)}: {done.returncode}\n{done.stderr}")
     return took_ms
 
@@ -61,7 +65,43 @@ def show(name: str, times_ms: list[float]) -> None:
     )
 
 
-def main(runs: int) -> int:
+def dark(runs: int, env: dict[str, str], directory: Path) -> None:
+    """Print one row a read command and state of etcd, all asked of one replica that lives."""
+    topology = json.loads((directory / "topology.json").read_text())
+    south = {r["region"]: r["grpc"] for r in topology["replicas"]}["south"]
+    pids = [pid for region in topology["regions"].values() for pid in region["pids"]]
+    members = [p for p in pids if Path(f"/proc/{p}/comm").read_text().strip() == "etcd"]
+    env = {**env, "WEIR_SERVER": south}
+
+    def table(state: str, *, answers: bool) -> None:
+        while ('"coordinated": true' in status(env)) is not answers:
+            time.sleep(0.1)
+        for name in (*READS[:10], "-o json status"):
+            fine = (0, 1) if name == "doctor" else (0,)
+            times = [run_ms([*WEIR, *name.split()], env, fine) for _ in range(runs)]
+            show(f"{state}: weir {name}", times)
+
+    table("quorum", answers=True)
+    for pid in members:
+        os.kill(pid, signal.SIGSTOP)
+    table("hung", answers=False)
+    for pid in members:
+        os.kill(pid, signal.SIGCONT)
+    table("quorum again", answers=True)
+    for region in ("east", "north"):
+        run_ms([*WEIR, "chaos", "kill-etcd", "--region", region], env)
+    table("killed", answers=False)
+
+
+def status(env: dict[str, str]) -> str:
+    """Return what `weir status` tells a program."""
+    argv = [*WEIR, "-o", "json", "status"]
+    return subprocess.run(
+        argv, env=env, cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout
+
+
+def main(runs: int, *, in_the_dark: bool) -> int:
     """Start the topology, run everything, print a table."""
     with tempfile.TemporaryDirectory(prefix="weir-cli-", dir=scratch_root()) as directory:
         env = {**os.environ, "WEIR_STATE_DIR": directory}
@@ -73,7 +113,7 @@ def main(runs: int) -> int:
             for line in dev.stdout or ():
                 if json.loads(line)["type"] == "ready":
                     break
-            measure(runs, env, Path(directory))
+            (dark if in_the_dark else measure)(runs, env, Path(directory))
         finally:
             dev.terminate()
             dev.communicate()
@@ -104,4 +144,5 @@ def measure(runs: int, env: dict[str, str], directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 20))
+    told = [word for word in sys.argv[1:] if word != "--dark"]
+    sys.exit(main(int(told[0]) if told else 20, in_the_dark="--dark" in sys.argv))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -284,6 +285,20 @@ class LogSection(Section):
     )
 
 
+def _amount(value: object) -> bool:
+    """Tell whether this is a finite number of at least 0; a blank of the file is None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value) and value >= 0
+
+
+def _shares(value: object) -> bool:
+    """Tell whether this is a list of shares in basis points, not empty."""
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    return all(type(share) is int and 0 <= share <= FULL_BP for share in value)
+
+
 class PolicySection(Section):
     """Numbers of the decision; times in ms, shares in basis points. Defaults are model.Policy's."""
 
@@ -305,6 +320,10 @@ class PolicySection(Section):
                 raise ValueError(f"{key}: must be like {default!r}")
             if isinstance(default, int) and (not isinstance(value, int) or value < 0):
                 raise ValueError(f"{key}: must be a whole number of at least 0, not {value!r}")
+            if isinstance(default, float) and not _amount(value):
+                raise ValueError(f"{key}: must be a number of at least 0, not {value!r}")
+            if isinstance(default, tuple) and not _shares(value):
+                raise ValueError(f"{key}: must be a list like {list(default)}, not {value!r}")
         return self
 
     def build(self) -> Policy:

@@ -1,4 +1,5 @@
-"""Two of three regions dark, real processes: one region alone can be read, and moved for its own data planes."""
+"""Two of three regions dark, real processes (nights 4 and 5): one region alone serves and can be read, and moved for
+its own data planes."""
 
 from __future__ import annotations
 
@@ -42,17 +43,18 @@ class World:
     http: dict[str, int]
     directory: Path
 
-    def status(self) -> dict[str, Any]:
-        """What East says of itself."""
-        answer = http_get(self.http["east"], "/api/status", 5)
+    def status(self, region: str = "east") -> dict[str, Any]:
+        """What a region's replica says of itself."""
+        answer = http_get(self.http[region], "/api/status", 5)
         return json.loads(answer[1]) if answer else {}
 
-    def go_dark(self) -> None:
-        """Kill North and South: replicas and etcd members, as the loss of the regions does."""
-        for name, member in zip(REGIONS[1:], self.etcd.members[1:], strict=True):
-            self.replicas[name].kill()
-            member.child.kill()
-        wait_until(lambda: self.status().get("coordinated") is False, "no quorum", DARK_S)
+    def go_dark(self, alone: str = "east") -> None:
+        """Kill the other two: replicas and etcd members, as the loss of the regions does."""
+        for name, member in zip(REGIONS, self.etcd.members, strict=True):
+            if name != alone:
+                self.replicas[name].kill()
+                member.child.kill()
+        wait_until(lambda: self.status(alone).get("coordinated") is False, "no quorum", DARK_S)
 
     def come_back(self) -> None:
         """Start the etcd member of North again: two of three are a quorum."""
@@ -151,8 +153,8 @@ async def following(address: str) -> AsyncIterator[tuple[DataPlane, grpc.aio.Cha
                 await task
 
 
-async def says(world: World, *args: str, code: int, words: str) -> None:
-    """Run the command line at East until it ends with this code and says this; a starved replica may
+async def says(world: World, *args: str, code: int, words: str, at: str = "east") -> None:
+    """Run the command line at a region until it ends with this code and says this; a starved replica may
     answer too late at first."""
     seen: tuple[int | None, str] = (None, "")
     try:
@@ -160,7 +162,7 @@ async def says(world: World, *args: str, code: int, words: str) -> None:
             while seen[0] != code or words not in seen[1]:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "controlplane.cli.main", *args,
-                    env={**os.environ, "WEIR_SERVER": world.grpc["east"]},
+                    env={**os.environ, "WEIR_SERVER": world.grpc[at]},
                     stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
                 )  # fmt: skip
                 out, _ = await process.communicate()
@@ -229,6 +231,38 @@ async def test_one_region_alone_can_be_moved_for_its_own_data_planes(world: Worl
         await plane.until(lambda version: version != ended)
         assert plane.weights.get(GATEWAYS["south"], 0) > 0  # what was committed holds again
         await audited(world, done.id)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("alone", REGIONS)
+async def test_night_4_any_region_alone_serves_and_is_operated(world: World, alone: str) -> None:
+    """Nothing hidden depends on the sites that are gone: with both others dark, and after a restart of its own,
+    each region's replica serves its data planes the last committed plan, answers, and moves what is its own."""
+    wait_until(lambda: world.status(alone).get("plan_epoch", 0) > 0, "a plan", DARK_S)
+    async with following(world.grpc[alone]) as (plane, _):
+        committed, shares = plane.version, dict(plane.weights)
+    await asyncio.to_thread(world.go_dark, alone)
+    world.replicas[alone].kill()
+    world.replicas[alone].start()
+    wait_until(lambda: world.status(alone).get("plan_epoch", 0) > 0, "its last plan", DARK_S)
+    async with following(world.grpc[alone]) as (plane, _):
+        assert plane.weights == shares
+        assert plane.version.split(".")[0] == committed.split(".")[0]
+        await says(world, "status", code=0, words="NO ETCD QUORUM: last known good", at=alone)
+        await says(world, "explain", "alipay", code=0, words="last known good", at=alone)
+        ask = (
+            "override",
+            "alipay",
+            "--weights",
+            f"{alone}=10000",
+            "--for",
+            "10m",
+            "--reason",
+            "test",
+        )
+        await says(world, *ask, "--local", "--yes", code=0, words="", at=alone)
+        await plane.until(lambda version: ".local" in version)
+        assert {port for port, weight in plane.weights.items() if weight} == {GATEWAYS[alone]}
 
 
 async def audited(world: World, op_id: str) -> None:

@@ -22,7 +22,7 @@ import grpc
 import pytest
 
 from controlplane import app as replica_app
-from controlplane.adapters.etcd_links import Links
+from controlplane.adapters.etcd import EtcdClient
 from controlplane.cli.app import app as commands
 from controlplane.dev.servers import EtcdCluster
 from controlplane.model.errors import UnavailableError
@@ -75,9 +75,9 @@ async def night(
     own_etcd: EtcdCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Night]:
     """Replicas whose reads of etcd never give up."""
-    call = Links.call
+    call = EtcdClient._call
 
-    async def patient(self: Links, name: str, *args: Any, **options: Any) -> Any:
+    async def patient(self: EtcdClient, name: str, *args: Any, **options: Any) -> Any:
         while True:
             try:
                 return await call(self, name, *args, **options)
@@ -85,7 +85,7 @@ async def night(
                 if name != "range":
                     raise
 
-    monkeypatch.setattr(Links, "call", patient)
+    monkeypatch.setattr(EtcdClient, "_call", patient)
     async with running(own_etcd.endpoints, tmp_path, "night") as lab:
         made = Night(own_etcd, lab)
         try:

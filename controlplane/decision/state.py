@@ -141,9 +141,10 @@ class Memory:
     # those that were said to be set
     overrides: tuple[Override, ...] = ()
     panic: bool = False
-    # the leader hears nobody: since when, and long enough to say so
+    # the leader hears nobody: since when, long enough to say so, and when one last gave up for it
     alone_ms: int | None = None
     cut_off: bool = False
+    gave_up_ms: int | None = None
     unwell: tuple[RegionName, ...] = ()
     refused_epoch: int = 0
     notices: tuple[str, ...] = ()
@@ -234,10 +235,18 @@ class State:
         """Return the state for a new leader: its clock has another origin, attentive time goes on.
 
         The ages of links are forgotten as bounds: they guard against this process's own pauses, and
-        the new leader was awake.
+        the new leader was awake. One who takes over from a leader that was cut off has time to hear
+        somebody before it gives up as well.
         """
         links = {key: Link(*link)._replace(age_ms=None) for key, link in self.memory.links.items()}
-        memory = replace(self.memory, clock_ms=None, term_ms=self.memory.now_ms, links=links)
+        now_ms = self.memory.now_ms
+        memory = replace(
+            self.memory,
+            clock_ms=None,
+            term_ms=now_ms,
+            links=links,
+            gave_up_ms=now_ms if self.memory.cut_off else None,
+        )
         return replace(self, memory=memory)
 
     def aligned(

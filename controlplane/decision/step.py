@@ -56,6 +56,9 @@ EPOCH_JUMP: Final = 1_000_000_000
 """An epoch this far above ours is no plan's epoch."""
 CUT_OFF_MS: Final = 2000
 """A leader alone this long resigns; until then it only holds still."""
+GIVE_UP_AGAIN_MS: Final = 30_000
+"""How long one who takes over and hears nobody either stays: where no agent reports to anyone,
+nobody does better, and leaders that give up at once would do nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +99,7 @@ def step(
         plan=memory.plan if memory.plan is not None else Plan(epoch=Epoch(0)),
         events=tuple(events),
         failovers=memory.failovers,
-        resign=memory.cut_off,
+        resign=memory.cut_off and memory.gave_up_ms == memory.now_ms,
     )
 
 
@@ -120,6 +123,9 @@ def _regions(
     alone = leader_cut_off(views, state, evidence.leader_region)
     alone_ms = (now_ms if memory.alone_ms is None else memory.alone_ms) if alone else None
     cut_off = alone_ms is not None and now_ms - alone_ms >= CUT_OFF_MS
+    gave_up_ms = memory.gave_up_ms if alone else None
+    if cut_off and (gave_up_ms is None or now_ms - gave_up_ms >= GIVE_UP_AGAIN_MS):
+        gave_up_ms = now_ms
     frozen = intents.freeze is not None
     if cut_off and not memory.cut_off:
         text = "every other region is silent and nobody is reached: the leader is cut off, resigns"
@@ -178,6 +184,7 @@ def _regions(
         frozen=frozen,
         alone_ms=alone_ms,
         cut_off=cut_off,
+        gave_up_ms=gave_up_ms,
     )
 
 

@@ -72,6 +72,26 @@ def test_a_leader_that_is_cut_off_obeys_and_its_plan_stays_sound() -> None:
         )
         state = decided.state
         assert check(decided.plan, TOPOLOGY) == ()
-    assert decided.resign
     assert decided.plan.frozen
     assert decided.plan.routes[0].weights == ((EAST, 0), (NORTH, 0), (SOUTH, 10_000))
+
+
+def test_leaders_that_hear_nobody_do_not_give_up_one_after_the_other() -> None:
+    """No agent reports to anybody any more. The leader gives up after 2 s, since another may hear
+    more; the next one hears nothing either and stays, for 30 s: each takeover costs a pause."""
+    state, given_up, leader = State.initial(TOPOLOGY), [], 0
+    for number in range(300):
+        silent = number > 10
+        regions = tuple(
+            RegionEvidence(region=r, report_age_ms=60_000 if silent else 0)
+            for r in (EAST, NORTH, SOUTH)
+        )
+        evidence = Evidence(regions=regions, leader_region=(EAST, NORTH, SOUTH)[leader % 3])
+        decided = step(TOPOLOGY, state, evidence, NO_INTENTS, number * 500)
+        state = decided.state
+        if decided.resign:
+            given_up.append(number)
+            leader += 1
+            state = state.rebased()
+    assert given_up == [19, 79, 139, 199, 259]
+    assert state.memory.cut_off

@@ -35,6 +35,7 @@ from controlplane.adapters import wire
 from controlplane.adapters.etcd_keys import unpack_plan
 from controlplane.dev.servers import scratch_root
 from controlplane.model.errors import WeirError
+from controlplane.ports import WatchEvent
 from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import common_pb2
 from tests.operate.lab import REGIONS
@@ -59,6 +60,11 @@ class Command:
     token: str
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     accepted: set[str] = field(default_factory=set)
+
+    @property
+    def told(self) -> bool:
+        """Whether its reason becomes an intent and an event."""
+        return self.kind in {"drain", "override"} and bool(self.accepted)
 
     def request(self) -> tuple[str, Any]:
         """Method and message."""
@@ -137,7 +143,7 @@ async def schedule(
         if command is not None:
             await command.settle(world, rng)
             commands.append(command)
-        outcome.live_ms.append(await live(world, healed))
+        outcome.live_ms.append(await live(world, healed, command))
         if outcome.live_ms[-1] > LIVE_MS:
             outcome.violations.append(f"live: {outcome.live_ms[-1]} ms after {outcome.faults[-1]}")
     events = await world.recorded()
@@ -182,12 +188,16 @@ async def step(
     await asyncio.gather(*asking)
 
 
-async def live(world: World, healed: int) -> int:
-    """Return after how long the leader writes again and its plan carries every intent, in ms."""
+async def live(world: World, healed: int, command: Command | None) -> int:
+    """Return after how long the leader writes again, its plan carries every intent, and the last
+    command is told among the events, in ms."""
     after = len(world.history)
     while now_ms() - healed < PATIENCE_MS:
         beats = [e for e in world.history[after:] if e.key == world.keys.heartbeat]
-        if any(json.loads(e.value or b"{}").get("term") for e in beats) and await carried(world):
+        writes = any(json.loads(e.value or b"{}").get("term") for e in beats)
+        # weights alone may look alike: those of the override before it move back step by step
+        told = command is None or not command.told or bool(named(world, world.keys.events, command))
+        if writes and told and await carried(world):
             return now_ms() - healed
         await asyncio.sleep(0.05)
     return PATIENCE_MS
@@ -212,10 +222,20 @@ async def carried(world: World) -> bool:
     )
 
 
+def named(world: World, prefix: bytes, command: Command) -> list[WatchEvent]:
+    """Return the writes below a prefix that carry the command's reason."""
+    token = command.token.encode()
+    return [
+        e
+        for e in world.history
+        if e.key.startswith(prefix) and e.value is not None and token in e.value
+    ]
+
+
 def once(world: World, command: Command) -> list[str]:
     """Return how a command broke its promise: accepted, then done once; never twice."""
     found = []
-    keys, token = world.keys, command.token.encode()
+    keys = world.keys
     records = [
         e
         for e in world.history
@@ -228,15 +248,8 @@ def once(world: World, command: Command) -> list[str]:
             f"once: {command.token}: accepted as {sorted(command.accepted)}, recorded "
             f"{len(records)} times"
         )
-    if command.kind in {"drain", "override"}:
-        intents = [
-            e for e in world.history
-            if e.key.startswith(keys.intents) and e.value is not None and token in e.value
-        ]  # fmt: skip
-        told = [
-            e for e in world.history
-            if e.key.startswith(keys.events) and e.value is not None and token in e.value
-        ]  # fmt: skip
+    if command.told:
+        intents, told = named(world, keys.intents, command), named(world, keys.events, command)
         if len(intents) != len(records) or len(told) != len(records):
             found.append(
                 f"once: {command.token}: {len(records)} records, {len(intents)} intents, "

@@ -158,12 +158,17 @@ class Views:
     def leader(self) -> LeaderView:
         """Return who leads, as far as this replica knows."""
         info = self.elector.leader_info
+        coordinated = info.read_age_ms is not None and info.read_age_ms < COORDINATED_MS
+        beat_ms, read_ms = info.heartbeat_age_ms, self.etcd_read_ms()
+        if not coordinated and beat_ms is not None and read_ms is not None:
+            # the election counts no time in which it saw nothing; who looks wants to know that time
+            beat_ms = max(beat_ms, self.clock.monotonic_ms() - read_ms)
         return LeaderView(
             replica=info.replica,
             region=info.region,
             term=info.term,
-            heartbeat_age_ms=info.heartbeat_age_ms,
-            coordinated=info.read_age_ms is not None and info.read_age_ms < COORDINATED_MS,
+            heartbeat_age_ms=beat_ms,
+            coordinated=coordinated,
         )
 
     async def state(self) -> State:

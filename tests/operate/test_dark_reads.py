@@ -172,6 +172,8 @@ async def test_night_5_every_read_command_answers_while_etcd_does_not(
             assert {s.rule for s in explained.steps} >= {"evidence", "base_share", "plan"}
             assert "leader_elected" in {event.kind for event in events.events}
             assert not status.coordinated
+            later = (await ask(lab, region))[-1].heartbeat_age_ms
+            assert later == -1 or later >= status.last_known.age_ms
             for answer in (regions, events, explained, status):
                 assert answer.last_known.age_ms >= 0
                 assert answer.last_known.read_at.seconds > 0

@@ -5,6 +5,7 @@ everything that is left in one instant. Whoever lost a stream opens it elsewhere
 data planes, watchers and lock clients of this replica would arrive at the next one together. Here
 each stream ends at a random moment of a window instead, and each single call that is still waiting
 at one of the time after it, with UNAVAILABLE and RetryInfo: what to do is to ask another replica.
+A call that had come in but was not begun is told so at once.
 
 Clients of ours add a jitter of their own (agents, peers), Envoy and gRPC theirs.
 """
@@ -39,6 +40,7 @@ class Draining(Wrapping):
         self._streams: set[asyncio.Task[Any]] = set()
         self._calls: set[asyncio.Task[Any]] = set()
         self._told: set[asyncio.Task[Any]] = set()
+        self._begun = False
 
     def wrapped(self, handler: Any, method: str) -> Any:
         """Keep every call of the handler in mind while it is under way."""
@@ -48,6 +50,7 @@ class Draining(Wrapping):
     async def drain(self, grace_ms: float) -> None:
         """End what is under way now: streams within the window, single calls before the grace is
         over. Returns when all have been told."""
+        self._begun = True
         window_ms = min(WINDOW_MS, grace_ms / 2)
         async with asyncio.TaskGroup() as group:
             for task in self._streams:
@@ -63,6 +66,7 @@ class Draining(Wrapping):
 
     async def _single(self, inner: Inner, request: Any, context: Any) -> Any:
         task = _this()
+        await self._refuse_late(context)
         self._calls.add(task)
         try:
             return await inner(request, context)
@@ -74,6 +78,7 @@ class Draining(Wrapping):
 
     async def _streaming(self, inner: Inner, request: Any, context: Any) -> AsyncIterator[Any]:
         task = _this()
+        await self._refuse_late(context)
         self._streams.add(task)
         try:
             async for answer in answers_of(inner, request, context):
@@ -92,6 +97,10 @@ class Draining(Wrapping):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ABORT_S):
                 await abort(context, UnavailableError(_WHY, RETRY_MS))
+
+    async def _refuse_late(self, context: Any) -> None:
+        if self._begun:
+            await abort(context, UnavailableError(_WHY, RETRY_MS))
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._streams.discard(task)

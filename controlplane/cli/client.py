@@ -17,7 +17,12 @@ from controlplane.model.errors import InvalidInputError
 ATTEMPT_S: Final = 1.5
 """Deadline of one attempt at one replica: a hung replica accepts connections and never answers."""
 
-_RETRY_ELSEWHERE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+# CANCELLED, since we cancel nothing: a server that stops says so of calls that it had not begun
+_RETRY_ELSEWHERE = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+}
 _NO_TLS: Final = ("handshake failed", "Socket closed")
 """How gRPC tells of a server that is there and wants another, or any, certificate."""
 _OUR_DEADLINE: Final = "Deadline Exceeded"
@@ -27,6 +32,7 @@ _EXIT = {
     grpc.StatusCode.NOT_FOUND: FAILED,
     grpc.StatusCode.FAILED_PRECONDITION: REFUSED,
     grpc.StatusCode.UNAVAILABLE: UNREACHABLE,
+    grpc.StatusCode.CANCELLED: UNREACHABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED: DEADLINE,
 }
 R = TypeVar("R")

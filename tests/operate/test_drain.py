@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+import pytest
 from envoy.service.discovery.v3 import ads_pb2_grpc
 from google.rpc import error_details_pb2
 
@@ -303,3 +304,21 @@ async def test_a_whole_replica_ends_every_kind_of_stream_and_hears_reports_until
         await stopped
         assert {code for code, _ in codes.values()} == {grpc.StatusCode.UNAVAILABLE}, codes
         assert all("ask another one" in str(text) for _, text in codes.values()), codes
+
+
+async def test_what_had_come_in_and_was_not_begun_is_told_too() -> None:
+    """A call whose handler starts after the end has begun gets the same answer, at once: nobody
+    would end it later."""
+    clock = StepClock()
+    async with serving(clock) as (_, drains, _, address):
+        await drains.drain(1000)  # nothing is under way: it is over at once
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = admin_pb2_grpc.AdminServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError, match="this replica stops") as refused:
+                await stub.WaitOperation(admin_pb2.WaitOperationRequest(id="o"), timeout=GRACE_S)
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            streamed = routing_pb2_grpc.RoutingServiceStub(channel).WatchPlan(
+                routing_pb2.WatchPlanRequest(), timeout=GRACE_S
+            )
+            with pytest.raises(grpc.aio.AioRpcError, match="this replica stops"):
+                await streamed.read()

@@ -23,6 +23,7 @@ import pytest
 
 from controlplane import app as replica_app
 from controlplane.adapters.etcd import EtcdClient
+from controlplane.cli.app import __name__ as commands_module
 from controlplane.cli.app import app as commands
 from controlplane.dev.servers import EtcdCluster
 from controlplane.model.errors import UnavailableError
@@ -153,7 +154,12 @@ async def frames(lab: Lab, region: str) -> AsyncIterator[tuple[str, dict[str, An
 
 def test_every_read_command_is_in_the_table() -> None:
     """A new one cannot be left out of the night."""
-    names = {command.name or command.callback.__name__ for command in commands.registered_commands}
+    names = {
+        command.name or command.callback.__name__
+        for command in commands.registered_commands
+        if command.callback.__module__
+        == commands_module  # `main` adds the others when it is loaded
+    }
     assert names == {name.split()[0] for name in READS}
 
 

@@ -32,7 +32,7 @@ from controlplane.v1 import admin_pb2_grpc
 from tests.operate.lab import REGIONS, Lab, mutation, running
 from tests.support.etcd import *  # noqa: F403 - fixtures
 
-PATIENCE_S = 100
+PATIENCE_S = 200
 """Only a hung answer needs that long."""
 READS = {
     "status": (0, "NO ETCD QUORUM: last known good, read "),

@@ -116,7 +116,9 @@ function subscribers(status) {
 
 /** What stands by somebody's word: a fact with its end, and whose word it is. */
 function order({ kind, target, by, reason, expires_at: end }) {
-  const until = end ? `until ${clock(new Date(end))}, ` : "";
+  const at = new Date(end);
+  const day = Math.abs(at - now()) > 43_200_000 ? `${at.toLocaleDateString([], { month: "2-digit", day: "2-digit" })} ` : "";
+  const until = end ? `until ${day}${clock(at)}, ` : "";
   return [`${kind} ${target}`.trim(), `${until}${by}${reason ? `: ${reason}` : ""}`, ""];
 }
 

@@ -15,6 +15,7 @@ import grpc
 import pytest
 
 from controlplane.adapters.wire import unix_ms
+from controlplane.model.intents import Intents
 from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import common_pb2
 from tests.operate.lab import Lab, mutation
@@ -226,3 +227,27 @@ async def test_a_gate_that_was_written_badly_is_closed(lab: Lab, operate_etcd: l
                 )
             )
         assert "closed: reconciliation (its key does not say" in str(refused.value.details())
+
+
+async def test_an_order_that_ends_while_it_is_renewed_begins_anew(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease may run out between looking and writing: then it is a new drain, judged by the rules,
+    and no "nothing moves"."""
+    intents = lab.replicas["east"].admin_intents
+    read, ended = intents.read, []
+
+    async def ends_meanwhile() -> Intents:
+        now = await read()
+        if not ended:
+            ended.append(await lab.replicas["east"].kv.txn((), [drain]))
+        return now
+
+    async with lab.admin() as stub:
+        await wait(stub, await make(stub, "drain", ttl_s=600))
+        drain = intents.intent_delete("drain", "south")
+        monkeypatch.setattr(intents, "read", ends_meanwhile)
+        done = await make(stub, "drain", ttl_s=7_200)
+        assert ended
+        assert not done.effect.unchanged
+        assert "already so" not in done.message

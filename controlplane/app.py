@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,7 +45,7 @@ from controlplane.model.dataplane import DataPlane
 from controlplane.model.errors import UnavailableError, WeirError
 from controlplane.model.evidence import Digest, Report
 from controlplane.model.ids import Epoch
-from controlplane.model.intents import NO_INTENTS, Intents
+from controlplane.model.intents import NO_INTENTS, Intents, Order
 from controlplane.reload import reload
 from controlplane.runtime.board import PlanBoard
 from controlplane.runtime.book import DigestBook
@@ -81,6 +82,7 @@ class Replica:
         self.draining = Draining(clock, self.rng)
         self.stopping = asyncio.Event()
         self.intents: Intents = NO_INTENTS
+        self.orders: Sequence[Order] = ()
         self.etcd_read_ms: int | None = None
         self.file = PlanFile(config.server.state_dir)
         self.highest_on_disk = Epoch(0)
@@ -175,6 +177,7 @@ class Replica:
             metrics=self.metrics,
             region=self.me.region,
             intents=lambda: self.intents,
+            orders=lambda: self.orders,
             on_digest=self._on_digest,
             recorder=self.chronicle.record,
             suspect_coordination=self.presence.coordination_suspect,
@@ -203,6 +206,7 @@ class Replica:
             elector=self.elector,
             journal=self.journal,
             intents=lambda: self.intents,
+            orders=lambda: self.orders,
             local=self.local,
             drills=lambda: self.upkeep.drills,
             known=self.known,
@@ -376,7 +380,7 @@ class Replica:
         """Read what operators asked for, once a tick: constant work, on every replica."""
         while True:
             with contextlib.suppress(UnavailableError):
-                self.intents = await self.store.intents()
+                self.intents, self.orders = await self.store.standing()
                 self.etcd_read_ms = self.clock.monotonic_ms()
                 # a linearizable read has just succeeded: the plan in force is confirmed
                 self.ads.confirm()

@@ -6,6 +6,7 @@ answers, and without etcd the answer is the last known good.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -35,9 +36,9 @@ from controlplane.decision.whatif import whatif
 from controlplane.model.errors import InvalidInputError, UnavailableError
 from controlplane.model.evidence import Evidence, Subscriber
 from controlplane.model.ids import ChannelName, Epoch, RegionName, ReplicaId
-from controlplane.model.intents import NO_INTENTS, Intents, Readiness
+from controlplane.model.intents import NO_INTENTS, Intents, Order, Readiness
 from controlplane.model.load import load_bp, utilisation_bp
-from controlplane.model.plan import RuleStep, Standing
+from controlplane.model.plan import Phase, RuleStep, Standing
 from controlplane.model.topology import Region, Topology
 from controlplane.runtime.board import PlanBoard
 from controlplane.runtime.book import (
@@ -108,6 +109,7 @@ class Views:
     elector: Elector
     journal: Journal[Any, Any]
     intents: Callable[[], Intents]
+    orders: Callable[[], Sequence[Order]]
     local: LocalOverrides
     drills: Callable[[], Mapping[str, float]]
     """End of each region's last completed drill, Unix s."""
@@ -138,6 +140,7 @@ class Views:
             alarms=self.alarms,
             journal=self.journal,
             unwritten=self.unwritten,
+            orders=self.standing,
             lag_ms=self.lag_ms,
             old_ms=self.old_ms,
             clock=self.clock,
@@ -309,6 +312,28 @@ class Views:
             RegionName(name): max(0, now_ms - round(ended_s * 1000))
             for name, ended_s in self.drills().items()
         }
+
+    def standing(self) -> Sequence[Order]:
+        """Return what stands by an operator's word, here too; the first to end first."""
+        plan = self.board.plan
+        back = {s.name for s in plan.regions if s.phase is Phase.HEALTHY} if plan else set()
+        # a failback is over when the region is back, however long its key is kept
+        found = [o for o in self.orders() if o.kind != "failback" or o.target not in back]
+        held = self.local.held
+        ahead_ms = self.clock.wall_ms() - self.clock.monotonic_ms()
+        found += [
+            Order(
+                key=one.key,
+                kind=one.key[0],
+                target=one.key[1],
+                by=one.by,
+                reason=one.reason.partition(": ")[2],
+                expires_ms=one.until_ms + ahead_ms,
+                local=True,
+            )
+            for one in (held.asked if held else ())
+        ]
+        return sorted(found, key=lambda o: (o.expires_ms or math.inf, o.key))
 
     def progress(self, operation: admin_pb2.Operation) -> admin_pb2.Operation:
         """Bring an operation up to date with the plan in force."""

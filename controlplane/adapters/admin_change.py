@@ -18,6 +18,7 @@ import grpc
 import structlog
 
 from controlplane.adapters.admin_local import LocalChanger
+from controlplane.adapters.admin_orders import renewed, with_gates, with_overridden
 from controlplane.adapters.admin_ports import Caller, EffectView, IntentStore, WhatIf
 from controlplane.adapters.admin_rules import describe, fingerprint_of, obey
 from controlplane.adapters.admin_transitions import Change
@@ -127,27 +128,42 @@ class Changer:
         etag = _etag(seen, stored)
         if mutation.etag and mutation.etag != etag:
             raise RefusedError("etag", "it changed since you read it; read again and retry")
-        change = work_out(now)
         by, roles = self._caller(context)
+        orders, wall_ms = self._intents.orders(stored), self._clock.wall_ms()
+        change = work_out(now)
+        change, ttl_s = renewed(
+            change,
+            orders,
+            mutation,
+            roles,
+            default_s=TTL_DEFAULT_S.get(change.kind, 3_600),
+            wall_ms=wall_ms,
+        )
+        still = change.informs or change.renews is not None
+        view = NOTHING_MOVES if still else await self._what_if(change.after)
+        change = with_overridden(change, view, mutation)
         operation = describe(
             change,
             now,
             mutation,
-            NOTHING_MOVES if change.informs else await self._what_if(change.after),
+            with_gates(view, orders),
             by=by,
             etag=etag,
-            wall_ms=self._clock.wall_ms(),
-            ttl_s=self._ttl(change, mutation),
+            wall_ms=wall_ms,
+            ttl_s=ttl_s,
         )
         obey(operation, mutation, roles)
         if mutation.validate_only:
             return operation
         kept_s = OPERATION_TTL_S if roles - {RoleName.AGENT} else AGENT_OPERATION_TTL_S
-        effects = await self._effects(change, operation, mutation, by, kept_s)
+        effects = await self._effects(change, operation, mutation, by, ttl_s, kept_s)
         compares: tuple[Compare, ...] = ()
         if not change.informs:  # who tells a measurement gets in nobody's way
             unmoved, moved = self._intents.next_generation(seen, operation.id)
             effects, compares = [moved, *effects], (unmoved,)
+        if change.renews is not None:  # one that ended meanwhile begins anew, by the rules
+            key = self._intents.intent_delete(*change.renews.key).key
+            compares += (Compare(key=key, target="mod", op="==", operand=change.renews.revision),)
         applied = await self._intents.apply(
             mutation.request_id,
             effects,
@@ -185,14 +201,15 @@ class Changer:
         if not 0 <= mutation.ttl_s <= TTL_MAX_S:
             raise InvalidInputError("mutation.ttl_s", f"must be 0 to {TTL_MAX_S}")
 
-    @staticmethod
-    def _ttl(change: Change, mutation: pb.Mutation) -> int:
-        return mutation.ttl_s or TTL_DEFAULT_S.get(change.kind, 3_600)
-
     async def _effects(
-        self, change: Change, operation: pb.Operation, mutation: pb.Mutation, by: str, kept_s: int
+        self,
+        change: Change,
+        operation: pb.Operation,
+        mutation: pb.Mutation,
+        by: str,
+        ttl_s: int,
+        kept_s: int,
     ) -> list[Put | Delete]:
-        ttl_s = self._ttl(change, mutation)
         effects: list[Put | Delete] = [
             self._intents.intent_delete(kind, name) for kind, name in change.deletes
         ]

@@ -12,7 +12,7 @@ import grpc
 from controlplane.clock import Clock
 from controlplane.model.evidence import Digest, Evidence, Subscriber
 from controlplane.model.ids import ChannelName, RegionName
-from controlplane.model.intents import Intents
+from controlplane.model.intents import Intents, Order
 from controlplane.model.plan import Plan, Route, RuleStep, Standing
 from controlplane.model.topology import Region, Topology
 from controlplane.ports import Compare, Delete, KeyValue, Put
@@ -61,6 +61,10 @@ class IntentStore(Protocol):
 
     async def raw(self) -> Sequence[KeyValue]:
         """Return the intents as stored."""
+        ...
+
+    def orders(self, stored: Sequence[KeyValue]) -> Sequence[Order]:
+        """Return who asked for what of the intents as stored."""
         ...
 
     async def generation(self) -> int:
@@ -189,6 +193,8 @@ class Reads:
     journal: EventSource
     unwritten: Callable[[], Sequence[admin_pb2.Operation]]
     """What this replica did by itself and etcd does not have yet, oldest first."""
+    orders: Callable[[], Sequence[Order]]
+    """What stands by an operator's word, as last read."""
     lag_ms: Callable[[Region], float | None]
     old_ms: Callable[[], int | None]
     """None while etcd answers this replica, else how long ago it last did, -1 for never."""

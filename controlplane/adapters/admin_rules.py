@@ -34,7 +34,8 @@ def describe(
 ) -> pb.Operation:
     """Tell a change: who, what, why, until when, and what it does."""
     unchanged = not change.puts and not change.deletes
-    done = unchanged or change.informs
+    renews = change.renews is not None
+    done = unchanged or change.informs or renews
     operation = pb.Operation(
         id=f"op-{uuid.uuid4()}",
         kind=change.kind,
@@ -49,7 +50,7 @@ def describe(
         hold_s=change.hold_s,
         commit_ms=-1,
         converge_ms=-1,
-        message=change.note if unchanged else "",
+        message=change.note if unchanged or renews else "",
         effect=pb.Effect(
             routes=[encode_route(route) for route in view.routes],
             regions=[

@@ -14,6 +14,7 @@ from typing import Any, Final
 import grpc
 
 from controlplane import __version__
+from controlplane.adapters.admin_orders import encode_order
 from controlplane.adapters.admin_ports import LeaderView, Reads
 from controlplane.adapters.rpc_errors import typed_errors, typed_stream_errors
 from controlplane.adapters.wire import encode_plan, encode_route, encode_weights, timestamp
@@ -82,6 +83,7 @@ class AdminReads(admin_pb2_grpc.AdminServiceServicer):
             version=__version__,
             alarms=reads.alarms(),
             last_known=self._last_known(old_ms),
+            orders=map(encode_order, reads.orders()),
         )
         running = reads.journal.running_failover()
         if running is not None:

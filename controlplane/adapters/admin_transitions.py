@@ -10,7 +10,15 @@ from typing import Any
 
 from controlplane.model.errors import RefusedError
 from controlplane.model.ids import ChannelName, RegionName
-from controlplane.model.intents import Drain, Failback, Freeze, Intents, Override, Readiness
+from controlplane.model.intents import (
+    Drain,
+    Failback,
+    Freeze,
+    Intents,
+    Order,
+    Override,
+    Readiness,
+)
 from controlplane.model.plan import Phase, Standing
 
 
@@ -27,7 +35,11 @@ class Change:
     informs: bool = False
     """Tells something and moves nothing: no rule is asked, and it is done at once."""
     note: str = "already so; nothing changed"
-    """What is told when there is nothing to write."""
+    """What is told when there is nothing to write, or only to renew."""
+    renewal: tuple[str, str, dict[str, Any]] | None = None
+    """What to write when it is so already and only its end or its reason shall be another."""
+    renews: Order | None = None
+    """The order that it only renews: nothing moves."""
 
 
 def drain(now: Intents, region: RegionName, kind: str, *, hold_s: int = 0) -> Change:
@@ -47,7 +59,8 @@ def drain(now: Intents, region: RegionName, kind: str, *, hold_s: int = 0) -> Ch
         )
     # a drill brings its region back: whoever wants it out wants more than that
     if held is not None and held.immediate >= immediate and not drill and not held.drill:
-        return Change(kind=kind, target=region, after=now)
+        body = {"immediate": held.immediate, "drill": False, "hold_s": 0}
+        return Change(kind=kind, target=region, after=now, renewal=("drain", region, body))
     drain = Drain(region=region, reason="", immediate=immediate, drill=drill)
     others = tuple(d for d in now.drains if d.region != region)
     after = replace(
@@ -128,7 +141,7 @@ def abort(now: Intents, region: RegionName, *, over: bool) -> Change:
 def freeze(now: Intents, reason: str) -> Change:
     """Forbid automatic change."""
     if now.freeze is not None:
-        return Change(kind="freeze", target="", after=now)
+        return Change(kind="freeze", target="", after=now, renewal=("freeze", "all", {}))
     after = replace(now, freeze=Freeze(reason=reason))
     return Change(kind="freeze", target="", after=after, puts=(("freeze", "all", {}),))
 
@@ -146,12 +159,13 @@ def override(
     now: Intents, channel: ChannelName, weights: tuple[tuple[RegionName, int], ...]
 ) -> Change:
     """Fix a channel's weights."""
+    body = {"weights": {str(region): bp for region, bp in weights}}
     if any(o.channel == channel and o.weights == weights for o in now.overrides):
-        return Change(kind="override", target=channel, after=now)
+        renewal = ("override", str(channel), body)
+        return Change(kind="override", target=channel, after=now, renewal=renewal)
     others = tuple(o for o in now.overrides if o.channel != channel)
     added = Override(channel=channel, weights=weights, reason="")
     after = replace(now, overrides=tuple(sorted((*others, added), key=lambda o: o.channel)))
-    body = {"weights": {str(region): bp for region, bp in weights}}
     return Change(kind="override", target=channel, after=after, puts=(("override", channel, body),))
 
 

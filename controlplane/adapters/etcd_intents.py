@@ -5,12 +5,14 @@ answer under `requests/<uuid>` in the transaction of its effect, on the conditio
 not exist: whoever repeats the request, at whatever replica, gets the first answer and changes
 nothing. The record lives for at least 24 h under a lease shared by the requests of an hour.
 
-Intents are JSON: `reason`, `by`, `at`, `expires_at` (RFC 3339), and by kind
+Intents are JSON: `reason`, `by`, `at`, `expires_at` (RFC 3339), `overridden` (safety rules it was
+set past), `was_until` (the end it had before it was renewed), and by kind
 - drain/<region>: `immediate`, `drill`
 - override/<channel>: `weights` {region: bp}
 - readiness/<region>: `lag_ms`; it asks for nothing, and is no change of what others decided on
 - failback/<region>: `since_ms` of the outage it ends (attentive ms), `gates` it overrides
-- freeze/all, gate/<name>: nothing more
+- freeze/all: nothing more
+- gate/<name>: nothing more; written by others than us, closed by whatever stands there
 """
 
 from __future__ import annotations
@@ -28,7 +30,15 @@ from controlplane.adapters.etcd_keys import Keys
 from controlplane.clock import Clock, rfc3339
 from controlplane.model.errors import InvalidInputError, RefusedError, ReusedRequestIdError
 from controlplane.model.ids import FULL_BP, ChannelName, RegionName, valid_name
-from controlplane.model.intents import Drain, Failback, Freeze, Intents, Override, Readiness
+from controlplane.model.intents import (
+    Drain,
+    Failback,
+    Freeze,
+    Intents,
+    Order,
+    Override,
+    Readiness,
+)
 from controlplane.ports import Compare, Delete, Get, KeyValue, KeyValueStore, Put
 
 log = structlog.get_logger(__name__)
@@ -39,6 +49,8 @@ REQUEST_TTL_S: Final = 25 * 3600
 REQUEST_LEASE_MS: Final = 3_600_000
 ANSWER_MAX: Final = 65_536
 """Bytes of a recorded answer."""
+TOLD_MAX: Final = 500
+"""Characters of a name or a reason that are shown of an intent; ours are no longer."""
 EFFECTS_MAX: Final = 100
 """Writes of one mutation; etcd takes 128 operations a transaction."""
 
@@ -62,8 +74,17 @@ class EtcdIntents:
 
     async def read(self) -> Intents:
         """Linearizable read of every intent; one that makes no sense is logged and left out."""
+        return (await self.standing())[0]
+
+    async def standing(self) -> tuple[Intents, Sequence[Order]]:
+        """Linearizable read of every intent, as decisions and as people know them."""
         kvs, _ = await self._kv.get_prefix(self.keys.intents)
-        return parse_intents(self.keys, {kv.key: kv.value for kv in kvs})
+        return parse_intents(self.keys, {kv.key: kv.value for kv in kvs}), self.orders(kvs)
+
+    def orders(self, stored: Sequence[KeyValue]) -> Sequence[Order]:
+        """Return who asked for what stands; nothing of what was merely told (readiness)."""
+        found = (_order(self.keys, kv) for kv in stored)
+        return tuple(order for order in found if order is not None)
 
     async def raw(self) -> Sequence[KeyValue]:
         """Linearizable read of every intent as stored, for etags and expiry; not of what was told
@@ -189,6 +210,9 @@ def parse_intents(keys: Keys, values: Mapping[bytes, bytes]) -> Intents:
     for key in sorted(values):
         try:
             kind, _, name = key.removeprefix(keys.intents).decode().partition("/")
+            if kind == "gate":  # other programs write it: a slip of the pen does not open it
+                gates.append(name)
+                continue
             body = json.loads(values[key])
             reason, by = str(body.get("reason", "")), str(body.get("by", ""))
             if kind == "drain":
@@ -213,8 +237,6 @@ def parse_intents(keys: Keys, values: Mapping[bytes, bytes]) -> Intents:
                         gates=tuple(str(gate) for gate in body.get("gates", ())),
                     )
                 )
-            elif kind == "gate":
-                gates.append(name)
             elif kind == "readiness":
                 readiness.append(
                     Readiness(
@@ -235,6 +257,48 @@ def parse_intents(keys: Keys, values: Mapping[bytes, bytes]) -> Intents:
         closed_gates=tuple(gates),
         readiness=tuple(readiness),
     )
+
+
+def _order(keys: Keys, kv: KeyValue) -> Order | None:
+    """Read who wrote an intent, as far as it says so; None for what is no order."""
+    try:
+        kind, _, name = kv.key.removeprefix(keys.intents).decode().partition("/")
+    except UnicodeDecodeError:
+        return None
+    if kind not in KINDS or kind == "readiness":
+        return None
+    try:
+        body = json.loads(kv.value)
+    except ValueError:
+        body = {}
+    body = body if isinstance(body, dict) else {}
+    rules = body.get("overridden")
+    drain = "failover" if body.get("immediate") is True else "drain"
+    return Order(
+        key=(kind, name),
+        kind={"drain": "drill" if body.get("drill") is True else drain}.get(kind, kind),
+        target="" if kind == "freeze" else name,
+        by=_told(body.get("by")),
+        reason=_told(body.get("reason")),
+        created_ms=_moment_ms(body.get("at")),
+        expires_ms=_moment_ms(body.get("expires_at")),
+        was_until_ms=_moment_ms(body.get("was_until")),
+        overridden=tuple(map(str, rules)) if isinstance(rules, list) else (),
+        revision=kv.mod_revision,
+    )
+
+
+def _told(text: object) -> str:
+    """Return what somebody wrote of himself in a form that may travel."""
+    return "".join(c if c.isprintable() else " " for c in str(text or "")[:TOLD_MAX]).strip()
+
+
+def _moment_ms(text: object) -> int:
+    """Read a time that is for people only; 0 when it is none."""
+    try:
+        return max(0, round(datetime.fromisoformat(str(text)).timestamp() * 1000))
+    except (ValueError, OverflowError, OSError):
+        return 0
 
 
 def _until_ms(body: Mapping[str, Any]) -> int:

@@ -57,7 +57,7 @@ from controlplane.model.errors import (
     WeirError,
 )
 from controlplane.model.ids import Epoch, Term
-from controlplane.model.intents import Intents
+from controlplane.model.intents import Intents, Order
 from controlplane.model.plan import Event, FailoverRecord, Plan
 from controlplane.ports import (
     Beat,
@@ -156,7 +156,11 @@ class EtcdPlanStore:
 
     async def intents(self) -> Intents:
         """Return what operators asked for."""
-        return await self._intents.read()
+        return (await self.standing())[0]
+
+    async def standing(self) -> tuple[Intents, Sequence[Order]]:
+        """Return what operators asked for, and for people who did, why and until when."""
+        return await self._intents.standing()
 
     async def follow(self) -> AsyncGenerator[Committed, None]:
         """Yield every committed plan whose epoch rises, newest wins, for ever; without its

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from controlplane import __version__
@@ -22,6 +23,7 @@ from controlplane.cli.output import (
     say,
     word,
 )
+from controlplane.clock import SystemClock
 from controlplane.v1 import admin_pb2 as pb
 from controlplane.v1 import admin_pb2_grpc as rpc
 
@@ -30,6 +32,9 @@ HEARTBEAT_OLD_MS: Final = 3_000
 """Age of the leader's last write that is worth a word: six ticks."""
 DIGEST_OLD_MS: Final = 5_000
 """Age of a replica's last digest at which it counts as not heard."""
+DAY_S: Final = 86_400
+SOON_S: Final = 600
+"""An order that ends within ten minutes is marked, as the alert OverrideExpiring does."""
 EXPLAINED_ABOVE = ("base_share:", "region_", "drained:", "frozen:", "panic:")
 """Reasons that the lines above the channels tell already."""
 
@@ -86,6 +91,9 @@ def status(options: Options) -> None:
     say()
     _shares_table(answer.plan.routes)
     say()
+    if answer.orders:
+        _orders_table(answer.orders, SystemClock().wall_ms() / 1000)
+        say()
     if answer.laggards:
         say(Styled(f"not yet applied by {', '.join(map(_behind, answer.laggards))}", "yellow"))
     else:
@@ -95,6 +103,38 @@ def status(options: Options) -> None:
         say(Styled(f"not heard of, and behind when last seen: {names}", "yellow"))
     for line in _replicas_amiss(answer):
         say(Styled(line, "yellow"))
+
+
+def _orders_table(orders: Iterable[pb.Order], now_s: float) -> None:
+    """Show what stands by somebody's word: who, why and until when; `now_s` is Unix s."""
+    rows = []
+    for order in orders:
+        what = " ".join(part for part in (order.kind, order.target) if part)
+        here = " (here only)" if order.local else ""
+        rows.append((f"{what}{here}", _until(order, now_s), order.by, order.reason))
+    print_table(["ORDER", "UNTIL", "BY", "WHY"], rows)
+
+
+def _until(order: pb.Order, now_s: float) -> Styled:
+    if not order.HasField("expires_at"):
+        return Styled("opened" if order.kind == "gate" else "", "")
+    end_s = order.expires_at.seconds + order.expires_at.nanos / 1e9
+    left_s = end_s - now_s
+    at = datetime.fromtimestamp(end_s, tz=UTC)
+    day = "" if 0 <= left_s < DAY_S / 2 else "%m-%d "  # an hour alone would be taken for today's
+    text = at.strftime(f"{day}%H:%MZ")
+    if left_s < 0:
+        return Styled(f"{text} (over)", "bold red")
+    soon = "bold yellow" if left_s < SOON_S else ""
+    return Styled(f"{text} (in {_left(left_s)})", soon)
+
+
+def _left(seconds: float) -> str:
+    """Write a time that is left: rounded down, in one unit."""
+    for size, unit in ((DAY_S, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _replicas_amiss(answer: Any) -> Iterable[str]:

@@ -114,6 +114,14 @@ function subscribers(status) {
   return `${status.subscribers}${behind}${silent}`;
 }
 
+/** What stands by somebody's word: a fact with its end, and whose word it is. */
+function order({ kind, target, by, reason, expires_at: end }) {
+  const at = new Date(end);
+  const day = Math.abs(at - now()) > 43_200_000 ? `${at.toLocaleDateString([], { month: "2-digit", day: "2-digit" })} ` : "";
+  const until = end ? `until ${day}${clock(at)}, ` : "";
+  return [`${kind} ${target}`.trim(), `${until}${by}${reason ? `: ${reason}` : ""}`, ""];
+}
+
 function controlPlane(status) {
   say(byId("cluster"), status.cluster);
   const rows = [
@@ -122,6 +130,7 @@ function controlPlane(status) {
     ["Epoch", status.plan_epoch, ""],
     ["Subscribers", subscribers(status), status.laggards.length || status.silent.length ? "alarm" : ""],
     ["Answering", status.replica, ""],
+    ...(status.orders ?? []).map(order),
   ];
   show(byId("facts"), rows, () => rows.map(([name, value, tone]) =>
     h("div", {}, h("dt", {}, name), h("dd", { class: tone || null }, String(value)))));

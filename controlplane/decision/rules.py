@@ -119,7 +119,7 @@ def _returns(case: Judged) -> Iterator[Refusal]:
             yield Refusal(
                 rule="gate",
                 message=f"closed: {', '.join(case.intents.closed_gates)}",
-                remedy="Finish reconciliation, which opens the gate.",
+                remedy="Whoever closed it opens it: docs/operate.md, section Gates.",
             )
 
 

@@ -66,6 +66,28 @@ class Readiness:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What stands by an operator's word: who, why and until when. For people, never for decisions.
+
+    `key` is the intent's kind and name; `kind` and `target` are told. Times are wall ms, 0 when not
+    known; `was_until_ms` is the end it had before it was renewed. `overridden` are the safety rules
+    it was set past, `revision` that of its key.
+    """
+
+    key: tuple[str, str]
+    kind: str
+    target: str
+    by: str = ""
+    reason: str = ""
+    created_ms: int = 0
+    expires_ms: int = 0
+    was_until_ms: int = 0
+    overridden: tuple[str, ...] = ()
+    revision: int = 0
+    local: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Intents:
     """Everything asked for and not yet expired, sorted by region and by channel.
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
@@ -37,7 +37,7 @@ from controlplane.model.errors import (
 )
 from controlplane.model.evidence import Digest, Evidence
 from controlplane.model.ids import Epoch, RegionName, Term
-from controlplane.model.intents import NO_INTENTS, Intents
+from controlplane.model.intents import NO_INTENTS, Intents, Order
 from controlplane.model.plan import Event, FailoverRecord, Plan
 from controlplane.model.topology import Topology
 from controlplane.ports import Beat, Leadership, PlanStore
@@ -45,6 +45,7 @@ from controlplane.runtime.board import PlanBoard
 from controlplane.runtime.book import DigestBook, converged_epoch, live_subscribers
 from controlplane.runtime.inbox import Inbox
 from controlplane.runtime.refusals import Refusals
+from controlplane.runtime.renewals import Renewals
 from controlplane.runtime.subscribers import SubscriberRegistry
 
 log = structlog.get_logger(__name__)
@@ -115,6 +116,7 @@ class _Reign:
     ticks: int = 0
     events: list[Event] = field(default_factory=list)
     refusals: Refusals = field(default_factory=Refusals)
+    renewals: Renewals = field(default_factory=Renewals)
     failovers: dict[str, FailoverRecord] = field(default_factory=dict)
     written: dict[str, FailoverRecord] = field(default_factory=dict)
 
@@ -170,6 +172,7 @@ class DecisionLoop:
         intents: Callable[[], Intents],
         on_digest: Callable[[Digest], Awaitable[None]],
         recorder: Callable[[Tick], None] = lambda _tick: None,
+        orders: Callable[[], Sequence[Order]] = tuple,
         suspect_coordination: Callable[[], bool] = lambda: False,
     ) -> None:
         self._topology = topology
@@ -185,6 +188,7 @@ class DecisionLoop:
         self._intents = intents
         self._on_digest = on_digest
         self._recorder = recorder
+        self._orders = orders
         self._suspect_coordination = suspect_coordination
         self._baseline = Baseline()
         self._reign: _Reign | None = None
@@ -341,7 +345,8 @@ class DecisionLoop:
         reign.decided = result.plan.epoch
         reign.ticks += 1
         refused = reign.refusals.new(live_subscribers(self._book.entries(now_ms)))
-        reign.events = (reign.events + list(result.events) + refused)[-PENDING_EVENTS:]
+        renewed = reign.renewals.new(self._orders())
+        reign.events = (reign.events + list(result.events) + refused + renewed)[-PENDING_EVENTS:]
         # a record that is closed and written leaves; one that is not yet written stays, whatever
         # happens
         unwritten = {k: r for k, r in reign.failovers.items() if reign.written.get(k) != r}

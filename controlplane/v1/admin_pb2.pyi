@@ -115,6 +115,7 @@ class GetStatusResponse(_message.Message):
     LOAD_BP_FIELD_NUMBER: _builtins.int
     SILENT_FIELD_NUMBER: _builtins.int
     LAST_KNOWN_FIELD_NUMBER: _builtins.int
+    ORDERS_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     """Name of the cluster."""
     replica: _builtins.str
@@ -179,6 +180,13 @@ class GetStatusResponse(_message.Message):
     def last_known(self) -> Global___LastKnown:
         """Set while etcd does not answer: the answer is the last known good."""
 
+    @_builtins.property
+    def orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Order]:
+        """What stands by somebody's word, the first to end first: drains, failovers, drills, freezes, overrides, failbacks of
+        regions that are not back, closed gates, and what holds at the replica that answers alone. While etcd does not answer,
+        as last read: what should have ended by then is still here, and still in force.
+        """
+
     def __init__(
         self,
         *,
@@ -204,14 +212,65 @@ class GetStatusResponse(_message.Message):
         load_bp: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         silent: _abc.Iterable[_common_pb2.SubscriberState] | None = ...,
         last_known: Global___LastKnown | None = ...,
+        orders: _abc.Iterable[Global___Order] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["committed_at", b"committed_at", "failover", b"failover", "last_known", b"last_known", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "cluster", b"cluster", "committed_at", b"committed_at", "coordinated", b"coordinated", "failover", b"failover", "frozen", b"frozen", "heartbeat_age_ms", b"heartbeat_age_ms", "laggards", b"laggards", "last_known", b"last_known", "leader", b"leader", "leader_region", b"leader_region", "load_bp", b"load_bp", "panic", b"panic", "plan", b"plan", "plan_epoch", b"plan_epoch", "region", b"region", "replica", b"replica", "replicas", b"replicas", "silent", b"silent", "subscribers", b"subscribers", "term", b"term", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "cluster", b"cluster", "committed_at", b"committed_at", "coordinated", b"coordinated", "failover", b"failover", "frozen", b"frozen", "heartbeat_age_ms", b"heartbeat_age_ms", "laggards", b"laggards", "last_known", b"last_known", "leader", b"leader", "leader_region", b"leader_region", "load_bp", b"load_bp", "orders", b"orders", "panic", b"panic", "plan", b"plan", "plan_epoch", b"plan_epoch", "region", b"region", "replica", b"replica", "replicas", b"replicas", "silent", b"silent", "subscribers", b"subscribers", "term", b"term", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Order(_message.Message):
+    """What stands by somebody's word."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """drain, failover, drill, freeze, override, failback or gate."""
+    target: _builtins.str
+    """The region, channel or gate; empty for freeze."""
+    by: _builtins.str
+    """Who asked last: identity of the caller; of a gate, what its key says."""
+    reason: _builtins.str
+    """Why."""
+    local: _builtins.bool
+    """True when it holds at the replica that answers alone, made without a quorum."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for, or renewed; unset when that is not known."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ends by itself; unset when it does not: a gate stays closed until it is opened."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        target: _builtins.str = ...,
+        by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        local: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "created_at", b"created_at", "expires_at", b"expires_at", "kind", b"kind", "local", b"local", "reason", b"reason", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Order: _TypeAlias = Order  # noqa: Y015
 
 @_typing.final
 class ReplicaState(_message.Message):

@@ -204,7 +204,8 @@ class AdminServiceServicer:
 
     def DrainRegion(self, request, context):
         """Takes a region out of service: no new payment goes there, those under way finish. Asking again for what already
-        holds changes nothing.
+        holds moves nothing; with another ttl_s or another reason it renews its end, author and reason, as for Freeze and
+        SetOverride.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from controlplane.v1 import admin_pb2
 from tests.console.browser import AA, CONTRASTS, NAMELESS, PATIENCE_MS, PHONE, chromium, console
-from tests.console.scene import Scene, shown
+from tests.console.scene import Scene, ago, shown
 from tests.support.kept import Kept, kept
 
 expect.set_options(timeout=PATIENCE_MS)
@@ -124,6 +126,31 @@ def test_six_regions_fit_a_desk_and_a_phone(browser: Browser) -> None:
     for size in (None, PHONE):
         with shown(scene) as url, console(browser, url, size=size) as (page, complaints):
             expect(page.locator("[data-region].card")).to_have_count(6)
+            assert page.evaluate(WIDE) <= 0
+            assert complaints == []
+
+
+def test_what_stands_by_somebodys_word_is_named_with_its_end(browser: Browser) -> None:
+    """Who, why and until when, beside the leader; the longest reason does not widen the page."""
+    long = "INC-43 " + "and so on " * 49
+    orders = [
+        admin_pb2.Order(
+            kind="drain", target="south", by="ops/anna", reason="INC-42", expires_at=ago(-900)
+        ),
+        admin_pb2.Order(kind="freeze", by="ops/ben", reason=long, expires_at=ago(-90_000)),
+        admin_pb2.Order(kind="gate", target="reconciliation", by="job", reason="82 payments"),
+    ]
+    for size in (None, PHONE):
+        scene = Scene(drained=frozenset({"south"}), status={"orders": orders})
+        with shown(scene) as url, console(browser, url, size=size) as (page, complaints):
+            facts = page.locator("#facts")
+            expect(facts).to_contain_text(
+                re.compile(r"drain south ?until \d\d:\d\d:\d\d, ops/anna: INC-42")
+            )
+            expect(facts).to_contain_text(
+                re.compile(r"freeze ?until \d\d.\d\d.? \d\d:\d\d:\d\d, ops/ben")
+            )
+            expect(facts).to_contain_text(re.compile(r"gate reconciliation ?job: 82 payments"))
             assert page.evaluate(WIDE) <= 0
             assert complaints == []
 

@@ -23,8 +23,10 @@ import pytest
 
 from controlplane import app as replica_app
 from controlplane.adapters.etcd import EtcdClient
+from controlplane.adapters.wire import unix_ms
 from controlplane.cli.app import __name__ as commands_module
 from controlplane.cli.app import app as commands
+from controlplane.clock import SystemClock
 from controlplane.dev.servers import EtcdCluster
 from controlplane.model.errors import UnavailableError
 from controlplane.v1 import admin_pb2 as pb
@@ -233,6 +235,35 @@ async def test_what_a_replica_does_by_itself_is_among_its_events(night: Night) -
         async with lab.admin("north") as stub:
             events = (await stub.ListEvents(pb.ListEventsRequest())).events
             assert "local_drain" not in {event.kind for event in events}
+
+
+async def test_what_stands_by_a_word_is_told_while_etcd_does_not_answer(night: Night) -> None:
+    """Who froze it and until when, as last read, at every replica; a local drain only where it holds."""
+    lab = night.lab
+
+    async def told(region: str) -> dict[str, pb.Order]:
+        async with lab.admin(region) as stub:
+            status = await stub.GetStatus(pb.GetStatusRequest())
+            return {order.kind: order for order in status.orders}
+
+    async with asyncio.timeout(PATIENCE_S):
+        async with lab.admin("south") as stub:
+            await stub.Freeze(pb.FreezeRequest(mutation=mutation(reason="INC-9")))
+        while not all([await told(region) for region in lab.ports]):
+            await asyncio.sleep(0.05)
+        ILLNESSES["hung"](night.etcd)
+        await told_old(lab)
+        async with lab.admin("south") as stub:
+            change = mutation(local=True, ttl_s=600, reason="INC-10")
+            await stub.DrainRegion(pb.DrainRegionRequest(region="east", mutation=change))
+        south, north = await told("south"), await told("north")
+    assert (set(north), set(south)) == ({"freeze"}, {"freeze", "drain"})
+    assert (north["freeze"].reason, north["freeze"].local) == ("INC-9", False)
+    drain = south["drain"]
+    assert (drain.target, drain.reason, drain.local) == ("east", "INC-10", True)
+    assert drain.by
+    left_ms = unix_ms(drain.expires_at) - SystemClock().wall_ms()
+    assert 0 < left_ms <= 600_000
 
 
 async def test_night_5_a_replica_that_starts_in_the_dark_tells_what_its_disk_knows(

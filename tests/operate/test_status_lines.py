@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
+from controlplane.adapters.wire import timestamp
 from controlplane.cli.options import Options
 from controlplane.cli.read import status
+from controlplane.clock import SystemClock
 from controlplane.v1 import admin_pb2 as pb
 
 ALL_WELL = pb.GetStatusResponse(
@@ -86,3 +89,27 @@ def test_a_heartbeat_that_stands_still_is_told(
 ) -> None:
     """Who led last and since when nothing was heard of it: the first question when nobody leads."""
     assert words in shown(capsys, pb.GetStatusResponse(heartbeat_age_ms=age_ms))
+
+
+@pytest.mark.parametrize(
+    ("order", "left_s", "words"),
+    [
+        (pb.Order(kind="drain", target="east", by="ops/anna", reason="INC-42"), 1_190, r"drain east  \d\d:\d\dZ \(in 19 min\)  ops/anna  INC-42"),
+        (pb.Order(kind="freeze", by="ops/ben", reason="INC-7"), 260_000, r"freeze  \d\d-\d\d \d\d:\d\dZ \(in 3 d\)  ops/ben  INC-7"),
+        (pb.Order(kind="override", target="alipay", by="ann", reason="INC", local=True), -30, r"override alipay \(here only\)  \d\d-\d\d \d\d:\d\dZ \(over\)  ann  INC"),
+        (pb.Order(kind="gate", target="reconciliation", by="job", reason="82"), None, r"gate reconciliation  opened  job  82"),
+    ],
+)  # fmt: skip
+def test_what_stands_by_a_word_is_a_line(
+    capsys: pytest.CaptureFixture[str], order: pb.Order, left_s: int | None, words: str
+) -> None:
+    """An end of another day has its day; one that is past is not taken for one to come."""
+    if left_s is not None:
+        order.expires_at.CopyFrom(timestamp(SystemClock().wall_ms() + left_s * 1000))
+    text = shown(capsys, pb.GetStatusResponse(orders=[order]))
+    assert re.search(words, text), text
+
+
+def test_nothing_stands_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """No table without a row."""
+    assert "ORDER" not in shown(capsys, pb.GetStatusResponse())

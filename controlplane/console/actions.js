@@ -162,7 +162,7 @@ export class Actions {
     const turn = (this.turn = (this.turn ?? 0) + 1);
     const answer = await this.post(this.request({ validate_only: true }));
     if (turn !== this.turn) return;
-    this.state.allowed = !answer.error && !answer.effect.refusals.length && !answer.effect.unchanged;
+    this.state.allowed = !answer.error && !answer.effect.refusals.length && (!answer.effect.unchanged || !!answer.expires_at);
     this.state.etag = answer.etag ?? "";
     this.state.id = crypto.randomUUID();
     this.part.effect.replaceChildren(...this.effect(answer));
@@ -172,6 +172,8 @@ export class Actions {
   effect(answer) {
     if (answer.error) return [this.refusal(answer.error.rule || answer.error.code, answer.error.message, "")];
     const { effect } = answer;
+    // with an end it is a renewal: the answer says which end it had and which it gets
+    if (effect.unchanged && answer.expires_at) return [h("p", {}, `It is ${answer.message}.`)];
     if (effect.unchanged) return [h("p", {}, "It is already so: nothing would change.")];
     const rows = effect.regions.map((region) => {
       const change = region.load_after_bp - region.load_before_bp;

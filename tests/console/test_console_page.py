@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import urllib.error
 import urllib.request
@@ -216,6 +217,32 @@ def test_an_action_is_shown_confirmed_and_carried_out(whole: DevRun, browser: Br
         carry_out(page, "south", "Undrain…", "Undrain")
         expect(card(page, "south").locator(".chip")).to_have_text("healthy")
         assert complaints == []
+
+
+def test_an_override_in_force_is_held_longer(whole: DevRun, browser: Browser) -> None:
+    """Asked for with the weights it has, the dialog tells both ends and whose it is, and takes the new one."""
+    server = next(r["grpc"] for r in whole.topology["replicas"] if r["region"] == "north")
+    to = ("--server", server)
+    options = ("--reason", "INC-42", "--yes", "--wait")
+    fixed = ("--weights", "east=5000,north=5000", "--for", "5m")
+    assert weir(*to, "override", "unionpay", *fixed, *options).returncode == 0
+    try:
+        with console(browser, home(whole, "north")) as (page, complaints):
+            expect(page.locator("#facts")).to_contain_text("override unionpay")
+            page.get_by_role("button", name="Override the weights of unionpay").click()
+            dialog = page.get_by_role("dialog")
+            expect(dialog).to_contain_text(
+                re.compile(r"already so by \S+ \(INC-42\); holds until .* instead of")
+            )
+            dialog.get_by_label("Reason").fill("INC-43")
+            dialog.get_by_label("to confirm").fill("unionpay")
+            dialog.get_by_label("to confirm").press("Enter")
+            expect(dialog.get_by_role("status")).to_contain_text("Done")
+            page.keyboard.press("Escape")
+            expect(page.locator("#facts")).to_contain_text("INC-43")
+            assert complaints == []
+    finally:
+        assert weir(*to, "override", "unionpay", "--clear", *options).returncode == 0
 
 
 def test_a_rule_that_refuses_is_named_and_nothing_happens(whole: DevRun, browser: Browser) -> None:

@@ -38,7 +38,7 @@ from controlplane.decision.votes import Views, observe
 from controlplane.decision.world import World, compiled
 from controlplane.model.evidence import Evidence
 from controlplane.model.ids import ChannelName, Epoch
-from controlplane.model.intents import Intents, Override
+from controlplane.model.intents import Freeze, Intents, Override
 from controlplane.model.plan import (
     BreakerStatus,
     Event,
@@ -131,8 +131,7 @@ def _regions(
         text = "every other region is silent and nobody is reached: the leader is cut off, resigns"
         events.append(Event(kind="leader_cut_off", message=text, severity=Severity.CRITICAL))
     if frozen != memory.frozen:
-        text = f"frozen: {intents.freeze.reason}" if intents.freeze else "no longer frozen"
-        events.append(Event(kind="frozen" if frozen else "unfrozen", message=text))
+        events.append(_freeze_event(intents.freeze))
     hold = ""
     if alone:
         hold = "the leader is cut off"
@@ -420,6 +419,13 @@ def _say_overrides(
         for order in before
         if order.channel not in fixed
     )
+
+
+def _freeze_event(order: Freeze | None) -> Event:
+    if order is None:
+        return Event(kind="unfrozen", message="no longer frozen")
+    data = {"by": order.by, "reason": order.reason}
+    return Event(kind="frozen", message=f"frozen{_asked(order.by, order.reason)}", data=data)
 
 
 def _asked(by: str, reason: str) -> str:

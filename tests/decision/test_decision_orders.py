@@ -6,10 +6,13 @@ from controlplane.decision.state import State
 from controlplane.decision.step import step
 from controlplane.model.audit import check
 from controlplane.model.evidence import Evidence, RegionEvidence
-from controlplane.model.intents import NO_INTENTS, Drain, Intents, Override
+from controlplane.model.intents import NO_INTENTS, Drain, Freeze, Intents, Override
 from controlplane.simulation.demo import EAST, NORTH, SOUTH, demo_topology
 
 TOPOLOGY = demo_topology()
+TOLD = (
+    "region_drained", "region_undrained", "override_set", "override_ended", "frozen", "unfrozen",
+)  # fmt: skip
 DRAIN = Drain(region=EAST, reason="new switches", by="ops/ann")
 FIXED = Override(
     channel="alipay", weights=((EAST, 9000), (NORTH, 1000)), reason="a test", by="ops/bob"
@@ -25,8 +28,7 @@ def told(*orders: Intents) -> list[list[tuple[str, str]]]:
             state = State.from_bytes(state.to_bytes()).rebased()
         decided = step(TOPOLOGY, state, Evidence(regions=()), intents, number * 500)
         state = decided.state
-        kinds = ("region_drained", "region_undrained", "override_set", "override_ended")
-        said.append([(e.kind, e.message) for e in decided.events if e.kind in kinds])
+        said.append([(e.kind, e.message) for e in decided.events if e.kind in TOLD])
     return said
 
 
@@ -38,6 +40,17 @@ def test_a_drain_is_told_with_who_and_why() -> None:
         [("region_drained", "east is drained by ops/ann: new switches")],
         [],
         [("region_undrained", "east is no longer drained")],
+    ]
+
+
+def test_a_freeze_is_told_with_who_and_why() -> None:
+    """When it begins and when it ends, once each."""
+    frozen = Intents(freeze=Freeze(reason="audit", by="ops/eve"))
+    assert told(frozen, frozen, NO_INTENTS, NO_INTENTS) == [
+        [("frozen", "frozen by ops/eve: audit")],
+        [],
+        [("unfrozen", "no longer frozen")],
+        [],
     ]
 
 
